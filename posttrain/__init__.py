@@ -1,0 +1,1 @@
+"""LLM post-training: SFT, GRPO and its family, evaluation, the DeepSeek-R1 pipeline."""

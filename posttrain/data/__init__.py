@@ -1,0 +1,1 @@
+"""Chats, packed documents and tasks."""

@@ -1,0 +1,1 @@
+"""Reinforcement learning, from stochastic approximation to deep agents."""
