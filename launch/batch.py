@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
-from torch import Tensor
-
 __all__ = ["Splittable", "TensorBatch", "shaped"]
 
 

@@ -1,0 +1,79 @@
+"""Sampled completions: as the engine returns them, and as the objectives take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from launch.batch import TensorBatch, shaped
+
+__all__ = ["Rollout", "RolloutBatch", "Sampling"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How completions are drawn. The order is temperature, top-k, top-p."""
+
+    max_tokens: int
+    """Most tokens a completion may have, its stop token included."""
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the fewest likeliest tokens whose probability reaches p; 1 keeps all."""
+    stop_tokens: tuple[int, ...] = ()
+    """Ids that end a completion; none means never to stop early, whatever the model says."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens={self.max_tokens}: a completion needs at least one token")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(
+                f"temperature={self.temperature}: use 0 for greedy or a positive finite number"
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k}: use 0 to keep all tokens, or a positive count")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: use a probability in (0, 1]; 1 keeps all tokens")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RolloutBatch(TensorBatch):
+    """Sampled completions, right-padded. Column t of every field is about ``tokens[:, t]``."""
+
+    tokens: Tensor = shaped("B T")
+    """int64, prompt then completion."""
+    mask: Tensor = shaped("B T")
+    """bool, True where the policy chose the token: not prompt, tool output or padding."""
+    old_log_probs: Tensor = shaped("B T")
+    """float32 nats, under the policy before the update; 0 where ``mask`` is False."""
+    advantages: Tensor = shaped("B T")
+    """float32, 0 where ``mask`` is False."""
+    ref_log_probs: Tensor | None = shaped("B T", default=None)
+    """float32 nats, under the frozen reference; needed where the KL term has a weight."""
+    engine_log_probs: Tensor | None = shaped("B T", default=None)
+    """float32 nats, as the engine computed them while sampling."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Rollout:
+    """What ``Engine.generate`` returns; row ``p * group_size + g`` is completion g of prompt p."""
+
+    tokens: Tensor
+    """``(B, T)`` int64: prompt, completion, padding on the right."""
+    mask: Tensor
+    """``(B, T)`` bool, True at the tokens that were sampled, the stop token included."""
+    old_log_probs: Tensor
+    """``(B, T)`` float32 nats under the untempered policy; 0 where ``mask`` is False."""
+    tempered_log_probs: Tensor
+    """``(B, T)`` float32 nats of logits / temperature before top-k and top-p; the same tensor as
+    ``old_log_probs`` at temperature 1."""
+    finish_reasons: Sequence[str]
+    """B times ``"stop"`` or ``"length"``."""
+
+    def completions(self) -> list[list[int]]:
+        """Return each row's sampled tokens, the stop token included."""
+        return [row[keep].tolist() for row, keep in zip(self.tokens, self.mask, strict=True)]
