@@ -26,8 +26,8 @@ class Splittable(Protocol):
         ...
 
 
-def shaped(axes: str, *, default: Any = ...) -> Any:
-    """Declare the axes of a batch's field: ``tokens: Tensor = shaped("B T")``.
+def shaped(axes: str, *, default: Any = ...) -> Any:  # noqa: ANN401 like dataclasses.field
+    """Declare the axes of a batch's field.
 
     Args:
         axes: Letters separated by spaces; the first is the axis along which the batch is split.

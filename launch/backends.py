@@ -1,0 +1,293 @@
+"""One interface over the ways to run: a single process, or DDP over several.
+
+The only file that knows accelerate (and, later, DeepSpeed) and their quirks:
+
+- ``accelerate launch --cpu --num_processes 2`` starts one process without a word, so the world
+  size is compared with what was asked for.
+- DDP averages gradients; ``backward`` takes a share of a sum, so it multiplies by the world size.
+- DDP sees only what goes through its own forward. ``Routed`` runs any function of the bare model
+  inside it, so that a loss may use the model's parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from launch.errors import UsageError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Backend", "Precision", "Routed", "Strategy", "unwrap"]
+
+Strategy = Literal["auto", "single", "ddp"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class _Inner(nn.Module):
+    """What DDP wraps: its forward runs the function it is given on the bare model."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        named: dict[str, Any],
+    ) -> Any:  # noqa: ANN401 whatever the function returns
+        return function(self.module, *arguments, **named)
+
+
+class Routed(nn.Module):
+    """A prepared model: ``forward`` is the model's own; ``call`` runs any function of it inside.
+
+    What goes through ``call`` is seen by DDP and runs under the run's precision.
+    """
+
+    def __init__(self, module: nn.Module, wrapped: nn.Module, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+        self._bare = [module]  # in a list, so that it is not registered twice
+        self._autocast = autocast
+
+    @property
+    def bare(self) -> nn.Module:
+        """The model as it was given to ``prepare``; it shares the parameters."""
+        return self._bare[0]
+
+    def call(
+        self, function: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Return ``function(bare model, *args, **kwargs)``, run inside the wrapped forward."""
+        with self._precision():
+            return self.wrapped(function, args, kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 the model's own signature
+        """Run the model's own forward."""
+        return self.call(lambda model, *a, **k: model(*a, **k), *args, **kwargs)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self._autocast is None:
+            return nullcontext()
+        device = next(self.bare.parameters()).device.type
+        return torch.autocast(device, dtype=self._autocast)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model as it was given to ``prepare``; a bare model comes back as it is."""
+    return model.bare if isinstance(model, Routed) else model
+
+
+class Backend:
+    """Processes, devices and the training step. Everything here is told by ``Runtime``."""
+
+    def __init__(
+        self, strategy: Strategy, precision: Precision, asked: int | None, trackers: Sequence[str]
+    ) -> None:
+        if precision not in ("fp32", "bf16", "fp16"):
+            raise UsageError(f"precision={precision!r}: use fp32, bf16 or fp16")
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.strategy = _resolve(strategy, world, asked)
+        self.trackers = _available(trackers)
+        self._tracking = False
+        self._accelerator: Accelerator | None = None
+        if world > 1 or self.trackers:
+            self._accelerator = _accelerator(world, self.trackers)
+            self.device: torch.device = self._accelerator.device
+        else:
+            self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.world_size = world
+        self.rank = int(os.environ.get("RANK", "0")) if world > 1 else 0
+        self.autocast = _TYPES.get(precision)
+        self.scaler = (
+            torch.amp.GradScaler(self.device.type) if precision == "fp16" else None  # type: ignore[attr-defined]  # exported, but not in torch's stubs
+        )
+        self._models: list[Routed] = []
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Move the model to this process's device and wrap it if the strategy needs it."""
+        model.to(self.device)
+        if self.world_size == 1 and self.autocast is None:
+            return model
+        wrapped: nn.Module = _Inner(model)
+        if self._accelerator is not None and self.world_size > 1:
+            wrapped = self._accelerator.prepare_model(wrapped)
+        routed = Routed(model, wrapped, self.autocast)
+        self._models.append(routed)
+        return routed
+
+    @contextlib.contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        """Hold back the exchange of gradients inside the block, unless it is the ``last`` one."""
+        with ExitStack() as stack:
+            if not last and self.world_size > 1:
+                for model in self._models:
+                    stack.enter_context(model.wrapped.no_sync())  # type: ignore[operator]  # DDP's
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of this process's share of a sum over all processes."""
+        if self.world_size > 1:
+            loss = loss * self.world_size  # DDP divides by it
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
+        torch.autograd.backward(loss)
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Undo fp16's loss scale on the gradients."""
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Update the parameters; False if fp16 overflowed and the update was left out."""
+        if self.scaler is None:
+            optimizer.step()
+            return True
+        scale = self.scaler.get_scale()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= scale
+
+    def all_reduce(self, x: Tensor, *, largest: bool = False) -> Tensor:
+        """Return the sum (or the largest) of ``x`` over processes, as a new tensor."""
+        x = x.detach().clone().to(self.device)
+        if self.world_size > 1:
+            dist.all_reduce(x, op=dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
+        return x
+
+    def gather_objects(self, thing: object) -> list[Any]:
+        """Return every process's ``thing``, in order of rank."""
+        if self.world_size == 1:
+            return [thing]
+        things: list[Any] = [None] * self.world_size
+        dist.all_gather_object(things, thing)
+        return things
+
+    def broadcast_object(self, thing: object) -> Any:  # noqa: ANN401 whatever rank 0 gave
+        """Return what rank 0 gave."""
+        if self.world_size == 1:
+            return thing
+        box = [thing]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def on_main(self, function: Callable[[], object]) -> None:
+        """Run ``function`` on the main process; its error is raised on every process."""
+        error: str | None = None
+        if self.rank == 0:
+            try:
+                function()
+            except (OSError, UsageError) as caught:
+                error = str(caught)
+        error = self.broadcast_object(error)
+        if error is not None:
+            raise UsageError(error)
+
+    def on_all(self, function: Callable[[], object]) -> None:
+        """Run ``function`` on every process; an error on one is raised on all."""
+        error: str | None = None
+        try:
+            function()
+        except (OSError, UsageError) as caught:
+            error = str(caught)
+        errors = [e for e in self.gather_objects(error) if e is not None]
+        if errors:
+            raise UsageError(errors[0])
+
+    def track(self, folder: Path, name: str) -> None:
+        """Start the trackers; they write under ``folder``."""
+        if self._accelerator is not None and self.trackers and not self._tracking:
+            self._accelerator.project_configuration.set_directories(str(folder))
+            self._accelerator.init_trackers(name)
+            self._tracking = True
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        """Pass figures on to the trackers."""
+        if self._tracking and self._accelerator is not None:
+            self._accelerator.log(figures, step=step)
+
+    def end(self) -> None:
+        """Close trackers and process groups."""
+        if self._tracking and self._accelerator is not None:
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
+            self._tracking = False
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _resolve(strategy: Strategy, world: int, asked: int | None) -> Literal["single", "ddp"]:
+    if asked is not None and asked != world:
+        raise UsageError(
+            f"{asked} processes were asked for, but {world} started: on a machine without GPUs, "
+            f"use monro run ... --processes {asked} or accelerate launch --multi_gpu "
+            f"--num_processes {asked} (with --cpu, accelerate starts only one)"
+        )
+    if strategy == "auto":
+        return "ddp" if world > 1 else "single"
+    if strategy == "single" and world > 1:
+        raise UsageError(
+            f"strategy=single, but {world} processes started: each would train a model of its "
+            "own; use strategy ddp or auto"
+        )
+    if strategy == "ddp" and world == 1:
+        raise UsageError(
+            "strategy=ddp, but only one process started: add --processes N, "
+            "or use strategy auto or single"
+        )
+    if strategy not in ("single", "ddp"):
+        raise UsageError(f"strategy={strategy!r}: use auto, single or ddp")
+    return strategy
+
+
+def _available(trackers: Sequence[str]) -> list[str]:
+    if not trackers:
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = {str(name) for name in LOGGER_TYPE_TO_CLASS}
+    present = {str(name) for name in get_available_trackers()}
+    for name in trackers:
+        if name not in known:
+            raise UsageError(f"unknown tracker {name!r}: use one of {', '.join(sorted(known))}")
+        if name not in present:
+            raise UsageError(f"tracker {name!r} is not installed: pip install {name}")
+    return list(trackers)
+
+
+def _accelerator(world: int, trackers: Sequence[str]) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    on_cpu = not torch.cuda.is_available()
+    handlers = [InitProcessGroupKwargs(backend="gloo")] if on_cpu and world > 1 else []
+    accelerator = Accelerator(
+        cpu=on_cpu, log_with=list(trackers) or None, kwargs_handlers=handlers, project_dir="."
+    )
+    if accelerator.num_processes != world:
+        raise UsageError(
+            f"WORLD_SIZE is {world}, but accelerate runs {accelerator.num_processes} processes: "
+            "start the run with accelerate launch or monro run --processes"
+        )
+    return accelerator

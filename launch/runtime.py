@@ -1,0 +1,464 @@
+"""The one runtime: the same loop on one process and on many, with nothing lost on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import torch
+from launch.config import resumable
+from launch.folder import atomic_write, claim
+from torch import Tensor, nn
+
+from launch import saving, streams
+from launch.artifacts import Artifacts
+from launch.backends import Backend, Precision, Strategy
+from launch.batch import Splittable
+from launch.checkpoint import Stateful
+from launch.errors import UsageError
+from launch.metrics import Console, JsonLines, Metric, Phases, combine, truncate_lines
+from launch.signals import HeldSignals
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Runtime", "RuntimeConfig"]
+
+B = TypeVar("B", bound=Splittable)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimeConfig:
+    """How a run uses the machine. None of it changes a figure but by rounding."""
+
+    strategy: Strategy = "auto"
+    """``single``: one process; ``ddp``: several, each with the whole model; ``auto`` finds out."""
+    precision: Precision = "fp32"
+    """Of the forward pass; weights and optimizer state stay in float32."""
+    keep: int = resumable(2)
+    """Newest checkpoints that stay."""
+    threads: int | None = resumable(None)
+    """Threads of torch in each process; None leaves torch's own choice."""
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep={self.keep}: at least one checkpoint has to stay")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads={self.threads}: give at least 1, or null for torch's choice")
+
+
+class Runtime:
+    """Trains anywhere, logs, saves and resumes. ``Runtime()`` writes nothing.
+
+    The training step is the same under every strategy::
+
+        for step in run.steps(1_000, state={"model": model, "optimizer": optimizer}):
+            scale = run.sum(count(batch)).clamp(min=1)
+            for rows in run.micro_batches(batch, 8):
+                run.backward(loss_sum(model, rows) / scale)
+            grad_norm = run.step(optimizer, max_norm=1.0)
+            run.log(step, {"loss": run.loss, "grad_norm": grad_norm})
+
+    Args:
+        config: Strategy, precision and the like.
+        output: The run folder; None writes nothing.
+        config_yaml: The complete config of the run, kept as ``config.yaml``.
+        seed: Of every stream.
+        trackers: accelerate's trackers, such as ``"tensorboard"``.
+        resume: Go on from the newest whole checkpoint in ``output``.
+        overwrite: Remove the run that ``output`` holds.
+        processes: How many were asked for; None does not compare.
+
+    Raises:
+        UsageError: On every process alike, if the folder cannot be used, or if other processes
+            started than were asked for.
+    """
+
+    def __init__(
+        self,
+        config: RuntimeConfig | None = None,
+        *,
+        output: Path | None = None,
+        config_yaml: str = "",
+        seed: int = 0,
+        trackers: Sequence[str] = (),
+        resume: bool = False,
+        overwrite: bool = False,
+        processes: int | None = None,
+        resumable: frozenset[str] = frozenset(),
+    ) -> None:
+        config = RuntimeConfig() if config is None else config
+        self.config, self.seed, self.resume = config, seed, resume
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.backend = Backend(config.strategy, config.precision, processes, trackers)
+        self._claim = contextlib.ExitStack()
+        if output is not None:
+            self.backend.on_main(
+                lambda: self._claim.enter_context(
+                    claim(
+                        output,
+                        config_yaml,
+                        resume=resume,
+                        overwrite=overwrite,
+                        resumable=resumable,
+                    )
+                )
+            )
+        self._open(output)
+        if output is not None and trackers:
+            self.backend.on_main(lambda: self.backend.track(output / "trackers", output.name))
+
+    def _open(self, output: Path | None) -> None:
+        """Start the state that a stage has of its own."""
+        self.output = output
+        self.phase = Phases()
+        self.loss = torch.zeros(())
+        """The last step's loss: the sum over micro-batches and processes."""
+        self.skipped_steps = 0
+        """Updates that fp16 left out because a gradient overflowed."""
+        writes = output is not None and self.is_main
+        self._metrics = JsonLines(output / "metrics.jsonl") if output and writes else None
+        self._artifacts = Artifacts(output) if output and writes else None
+        self._console: Console | None = None
+        self._start = self._last_log = time.perf_counter()
+        self._step = 0
+        self._part: tuple[int, object] = (0, None)
+        self._losses: list[tuple[Tensor, int, object]] = []
+
+    # -- processes ---------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """This process's index."""
+        return self.backend.rank
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes."""
+        return self.backend.world_size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.backend.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """This process's device."""
+        return self.backend.device
+
+    def share(self, count: int) -> range:
+        """Return this process's part of ``count`` items: contiguous, as even as can be."""
+        rank, world = self.rank, self.world_size
+        return range(rank * count // world, (rank + 1) * count // world)
+
+    def sum(self, x: Tensor | float) -> Tensor:
+        """Return the sum of ``x`` over all processes, element by element, without gradient."""
+        return self.backend.all_reduce(torch.as_tensor(x))
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the mean of all elements of ``x`` on all processes, a scalar; over nothing, 0."""
+        total = self.sum(
+            torch.stack([x.sum(dtype=torch.float64), x.new_tensor(x.numel()).double()])
+        )
+        return (total[0] / total[1].clamp(min=1)).to(x.dtype if x.is_floating_point() else None)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return every process's rows, ``(sum of B, ...)``, in order of rank; B may differ."""
+        if self.world_size == 1:
+            return x.detach()
+        parts = self.backend.gather_objects(x.detach().cpu())
+        return torch.cat(parts).to(x.device)
+
+    def gather_objects(self, items: Sequence[Any]) -> list[Any]:
+        """Return every process's items as one list, in order of rank."""
+        return [item for part in self.backend.gather_objects(list(items)) for item in part]
+
+    # -- random streams ----------------------------------------------------------------------
+
+    def stream(self, name: str, step: int = 0, index: int = 0) -> torch.Generator:
+        """Return a generator keyed by the run's seed, ``name``, ``step`` and a global index."""
+        return streams.stream(self.seed, name, step, index)
+
+    def seeds(self, name: str, step: int, indices: Iterable[int]) -> list[int]:
+        """Return one integer for each global index, keyed like ``stream``."""
+        return streams.keys(self.seed, name, step, indices)
+
+    # -- the training step -------------------------------------------------------------------
+
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Move a model to its device and wrap it for the strategy; one optimizer a model."""
+        return self.backend.prepare(model), optimizer
+
+    def micro_batches(self, batch: B, rows: int) -> Iterator[B]:
+        """Yield this process's ``batch`` in parts of at most ``rows`` rows.
+
+        Every process yields equally many, empty ones included, so that the collectives of the
+        strategies stay in step; gradients are exchanged in the backward pass of the last.
+        """
+        if rows < 1:
+            raise ValueError(f"got micro-batches of {rows} rows: a part needs at least one")
+        parts: list[B] = list(batch.split(rows))
+        count = max(1, len(parts))
+        if self.world_size > 1:
+            count = int(self.backend.all_reduce(torch.tensor(count), largest=True))
+        parts += [batch.empty()] * (count - len(parts))
+        for index, part in enumerate(parts):
+            self._part = (index, part)
+            with self.backend.accumulating(last=index == count - 1):
+                yield part
+        self._part = (0, None)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss``, this process's share of a sum over all processes."""
+        self._losses.append((loss.detach(), *self._part))
+        self.backend.backward(loss)
+
+    def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None = None) -> Tensor:
+        """Clip the gradients to ``max_norm``, update, clear them.
+
+        Returns:
+            The global norm of the gradients before clipping, a scalar.
+
+        Raises:
+            UsageError: The loss or a gradient is not finite: names the step and the rows, which
+                are saved in the run folder. On every process alike.
+        """
+        self.backend.unscale(optimizer)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = math.inf if max_norm is None else max_norm
+        norm = nn.utils.clip_grad_norm_(trained, limit)
+        self.loss = self.backend.all_reduce(
+            torch.stack([loss.float() for loss, *_ in self._losses]).sum()
+            if self._losses
+            else norm.new_zeros(())
+        )
+        finite = math.isfinite(self.loss.item())
+        if not finite or (self.backend.scaler is None and not math.isfinite(norm.item())):
+            raise UsageError(self._not_finite(norm))
+        self._losses = []
+        if not self.backend.step(optimizer):
+            self.skipped_steps += 1
+        optimizer.zero_grad(set_to_none=True)
+        return norm.detach()
+
+    def _not_finite(self, norm: Tensor) -> str:
+        """Save the rows whose loss is not finite; return what there is to say."""
+        bad = [(i, part) for loss, i, part in self._losses if not torch.isfinite(loss).all()]
+        parts = [f"micro-batch {i} ({len(p)} rows)" for i, p in bad if isinstance(p, Splittable)]
+        saved = ""
+        if self.output is not None and bad:
+            path = self.output / f"not-finite-step-{self._step}-process-{self.rank}.pt"
+            torch.save([_plain(part) for _, part in bad], path)
+            saved = f"; its rows are in {path}"
+        mine = f"process {self.rank}: {', '.join(parts)}{saved}" if parts else ""
+        where = "; ".join(filter(None, self.backend.gather_objects(mine)))
+        value = "the loss" if not math.isfinite(self.loss.item()) else "the gradient"
+        return (
+            f"step {self._step}: {value} is not finite (loss {self.loss.item():g}, gradient norm "
+            f"{norm.item():g}){': ' + where if where else ''}. Look at these rows, lower the "
+            "learning rate, or go back with --resume"
+        )
+
+    # -- the loop ----------------------------------------------------------------------------
+
+    def steps(
+        self,
+        total: int,
+        *,
+        state: Mapping[str, Stateful],
+        save_every: int = 0,
+        headline: Sequence[str] = (),
+        title: str = "training",
+    ) -> Iterator[int]:
+        """Yield 1 ... ``total``, and see to resuming, saving, signals and the progress display.
+
+        A resumed run goes on after its newest whole checkpoint. ``state`` is saved every
+        ``save_every`` steps (0: never between) and at the end. SIGTERM and Ctrl-C finish the step,
+        save, and exit with 128 + signal.
+        """
+        done = self.restore(state) if self.resume else 0
+        quiet = not self.is_main
+        with (
+            HeldSignals(active=self.output is not None) as signals,
+            contextlib.nullcontext() if quiet else Console(title, total, done, headline) as console,
+        ):
+            self._console = console
+            self._last_log = time.perf_counter()
+            for step in range(done + 1, total + 1):
+                self._step = step
+                yield step
+                stop = self._agree(signals.received)
+                if stop or step == total or self.due(step, save_every):
+                    self.save(step, state)
+                if stop:
+                    raise SystemExit(128 + stop)
+        self._console = None
+
+    def due(self, step: int, every: int) -> bool:
+        """Return whether something that happens every ``every`` steps (0: never) is due."""
+        return every > 0 and step % every == 0
+
+    def _agree(self, signal: int) -> int:
+        """Return a signal that any process has received, so that all stop at the same step."""
+        if self.world_size == 1:
+            return signal
+        return int(self.backend.all_reduce(torch.tensor(signal), largest=True))
+
+    def save(self, step: int, state: Mapping[str, Stateful]) -> None:
+        """Write the checkpoint after ``step`` steps; without a run folder, nothing.
+
+        Raises:
+            UsageError: It could not be written; the checkpoints before it are intact.
+        """
+        if self.output is None:
+            return
+        with self.phase("save"):
+            seconds, keep = self._seconds(), self.config.keep
+            saving.save(self.backend, self.output / "checkpoints", step, state, seconds, keep)
+
+    def restore(self, state: Mapping[str, Stateful]) -> int:
+        """Take the newest whole checkpoint; return its step, or 0 if there is none.
+
+        A damaged checkpoint is skipped with a warning that names it. Records of later steps are
+        dropped from the run folder.
+        """
+        if self.output is None:
+            return 0
+        step, seconds = saving.restore(self.backend, self.output / "checkpoints", state)
+        self._start = time.perf_counter() - seconds
+        self.backend.on_main(lambda: self._drop_records_after(step))
+        return step
+
+    def _drop_records_after(self, step: int) -> None:
+        """Drop the records of later steps: they will be made again."""
+        self.close_files()
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.output / name if self.output else Path(name)
+            if path.exists():
+                atomic_write(path, truncate_lines(path, step))
+
+    # -- what is written ---------------------------------------------------------------------
+
+    def log(self, step: int, metrics: Mapping[str, Metric]) -> dict[str, float]:
+        """Write one record of ``metrics.jsonl``, show it, and return its figures.
+
+        ``Mean`` and ``Rate`` are combined over all processes in one exchange; a plain number or a
+        scalar tensor is taken from the main process as it is.
+        """
+        now = time.perf_counter()
+        figures = combine(metrics, self.backend.all_reduce, now - self._last_log)
+        self._last_log = now
+        if not self.is_main:
+            return figures
+        record = {
+            "step": step,
+            "seconds": round(self._seconds(), 6),
+            **figures,
+            **self.phase.take(),
+        }
+        if self._metrics is not None:
+            try:
+                self._metrics.write(record)
+            except OSError as error:
+                raise UsageError(f"{self._metrics.path} cannot be written: {error}") from None
+        self.backend.log(step, figures)
+        if self._console is not None:
+            self._console.update(step, figures)
+        return figures
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Show a matplotlib figure in the report."""
+        if self._artifacts is not None:
+            self._artifacts.figure(name, figure)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Show a table in the report; the keys of the first row are its columns."""
+        if self._artifacts is not None:
+            self._artifacts.table(name, rows)
+
+    def note(self, name: str, text: str) -> None:
+        """Show paragraphs under a heading in the report."""
+        if self._artifacts is not None:
+            self._artifacts.note(name, text)
+
+    def side_by_side(self, name: str, rows: Sequence[Mapping[str, str]]) -> None:
+        """Show texts side by side in the report: a column for each source."""
+        if self._artifacts is not None:
+            self._artifacts.side_by_side(name, rows)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
+        """Append sampled texts to ``samples.jsonl``."""
+        if self._artifacts is not None:
+            self._artifacts.samples(step, rows)
+
+    def print(self, text: str) -> None:
+        """Print a line once, on the main process."""
+        if self.is_main:
+            print(text, flush=True)
+
+    # -- stages and the end ------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def stage(self, name: str, config_yaml: str = "") -> Iterator[Runtime]:
+        """Give a stage its own run folder, ``stages/NAME``; without one, nothing is written.
+
+        ``--resume`` goes through finished stages quickly: their last checkpoint is their end.
+        """
+        stage = object.__new__(Runtime)
+        stage.config, stage.seed = self.config, streams.key(self.seed, f"stage/{name}")
+        stage.resume, stage.backend = self.resume, self.backend
+        stage._claim = contextlib.ExitStack()
+        folder = None if self.output is None else self.output / "stages" / name
+        if folder is not None:
+            self.backend.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+            if config_yaml:
+                self.backend.on_main(lambda: atomic_write(folder / "config.yaml", config_yaml))
+        stage._open(folder)
+        try:
+            yield stage
+        finally:
+            stage.close_files()
+
+    def close_files(self) -> None:
+        """Close what is open in the run folder; the next write opens it again."""
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._artifacts is not None:
+            self._artifacts.close()
+
+    def close(self) -> None:
+        """Close files, trackers and process groups, and free the run folder for others."""
+        self.close_files()
+        self.backend.end()
+        self._claim.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _plain(part: object) -> object:
+    """Return a batch as a dict of its tensors, readable without its class."""
+    if not is_dataclass(part):
+        return None
+    return {f.name: getattr(part, f.name) for f in fields(part)}

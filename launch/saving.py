@@ -1,0 +1,116 @@
+"""Saving and restoring a run on all its processes together."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from launch import checkpoint
+from launch.backends import Backend, unwrap
+from launch.checkpoint import Stateful, checkpoint_name
+from launch.errors import UsageError
+
+__all__ = ["restore", "save"]
+
+
+def save(
+    backend: Backend,
+    folder: Path,
+    step: int,
+    state: Mapping[str, Stateful],
+    seconds: float,
+    keep: int,
+) -> None:
+    """Write ``folder/step-...`` and remove all but the newest ``keep``.
+
+    Raises:
+        UsageError: On every process alike, if it could not be written; nothing older is lost.
+    """
+    final = folder / checkpoint_name(step)
+    temporary = folder / f".{final.name}.tmp"
+    progress = {"step": step, "seconds": seconds, "processes": backend.world_size}
+
+    def write_random_state() -> None:
+        torch.save(checkpoint.random_state(), temporary / f"random-{backend.rank}.pt")
+
+    def write_state() -> None:
+        checkpoint.save_state(temporary, _bare(backend, state), progress)
+
+    try:
+        backend.on_main(lambda: _fresh(folder, temporary))
+        backend.on_all(lambda: _as_os_error(write_random_state))
+        backend.on_main(lambda: _as_os_error(write_state))
+        backend.on_main(lambda: checkpoint.complete(temporary, final))
+    except UsageError as error:
+        if backend.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise UsageError(
+            f"the checkpoint of step {step} could not be written ({error}); those before it are "
+            "intact: make room, then go on with --resume"
+        ) from None
+    backend.on_main(lambda: checkpoint.prune(folder, keep))
+
+
+def restore(backend: Backend, folder: Path, state: Mapping[str, Stateful]) -> tuple[int, float]:
+    """Load the newest whole checkpoint; return its step and seconds, or zeros if there is none.
+
+    A damaged one is skipped with a warning that names it. On another number of processes the
+    random states of the processes that were not there start as they are.
+    """
+    step = int(backend.broadcast_object(_newest(folder) if backend.rank == 0 else 0))
+    if step == 0:
+        return 0, 0.0
+    path = folder / checkpoint_name(step)
+    checkpoint.load_state(path, _bare(backend, state))
+    own = path / f"random-{backend.rank}.pt"
+    if own.exists():
+        checkpoint.set_random_state(torch.load(own, weights_only=True))
+    return step, float(checkpoint.read_progress(path)["seconds"])
+
+
+def _newest(folder: Path) -> int:
+    for step in checkpoint.steps_of(folder):
+        path = folder / checkpoint_name(step)
+        wrong = checkpoint.damage(path)
+        if wrong is None:
+            return step
+        warnings.warn(
+            f"checkpoint {path} is skipped: {wrong}; the one before it is used",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return 0
+
+
+def _bare(backend: Backend, state: Mapping[str, Stateful]) -> dict[str, Stateful]:
+    """Return the things to save: models as they were given to ``prepare``, and fp16's scaler."""
+    bare: dict[str, Stateful] = {
+        name: unwrap(thing) if isinstance(thing, nn.Module) else thing
+        for name, thing in state.items()
+    }
+    if backend.scaler is not None:
+        bare["scaler"] = backend.scaler
+    return bare
+
+
+def _fresh(folder: Path, temporary: Path) -> None:
+    """Make ``temporary`` anew, and remove what a killed run left half-written beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".step-*.tmp"):
+        shutil.rmtree(left)
+    temporary.mkdir()
+
+
+def _as_os_error(function: Callable[[], None]) -> None:
+    """Run ``function``; the writers' own kinds of error are raised as OSError."""
+    from safetensors import SafetensorError
+
+    try:
+        function()
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(str(error).splitlines()[0]) from error

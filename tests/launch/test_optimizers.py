@@ -1,0 +1,86 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from launch.optimizers import AdamW, Joined, MuonAdamW, OptimizerConfig
+
+
+class Tied(nn.Module):
+    """An embedding that is also the head, a hidden matrix, a norm and a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.hidden = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.lm_head = nn.Linear(4, 7, bias=False)
+        self.lm_head.weight = self.embed.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(self.norm(self.hidden(self.embed(tokens))))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for step in range(steps):
+        tokens = torch.arange(6) + step % 2
+        nn.functional.cross_entropy(model(tokens[:-1]), tokens[1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.fixture
+def model() -> Tied:
+    torch.manual_seed(0)
+    return Tied()
+
+
+def test_adamw_decays_matrices_alone(model: Tied) -> None:
+    optimizer = AdamW(weight_decay=0.1).build(model)
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert decay[id(model.hidden.weight)] == decay[id(model.embed.weight)] == 0.1
+    assert decay[id(model.hidden.bias)] == decay[id(model.norm.weight)] == 0.0
+    assert len(decay) == len(list(model.parameters()))
+
+
+def test_muon_takes_hidden_matrices_alone(model: Tied) -> None:
+    optimizer = MuonAdamW().build(model)
+    assert isinstance(optimizer, Joined)
+    muon = [
+        p
+        for part in optimizer.parts
+        if isinstance(part, torch.optim.Muon)
+        for g in part.param_groups
+        for p in g["params"]
+    ]
+    assert [id(p) for p in muon] == [id(model.hidden.weight)]
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("config", [AdamW(learning_rate=1e-2), MuonAdamW()])
+def test_resumed_optimizer_equals_one_never_stopped(model: Tied, config: OptimizerConfig) -> None:
+    optimizer = config.build(model)
+    train(model, optimizer, 3)
+    resumed = copy.deepcopy(model)
+    again = config.build(resumed)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 3)
+    train(resumed, again, 3)
+    for a, b in zip(model.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_rate_set_on_the_joined_groups_reaches_the_parts(model: Tied) -> None:
+    optimizer = MuonAdamW().build(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train(model, optimizer, 1)
+    for a, b in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_optimizer_refuses_a_negative_rate() -> None:
+    with pytest.raises(ValueError, match="learning_rate=-1"):
+        AdamW(learning_rate=-1)
