@@ -115,9 +115,7 @@ class Backend:
         self.world_size = world
         self.rank = int(os.environ.get("RANK", "0")) if world > 1 else 0
         self.autocast = _TYPES.get(precision)
-        self.scaler = (
-            torch.amp.GradScaler(self.device.type) if precision == "fp16" else None  # type: ignore[attr-defined]  # exported, but not in torch's stubs
-        )
+        self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
         self._models: list[Routed] = []
 
     def prepare(self, model: nn.Module) -> nn.Module:

@@ -82,7 +82,8 @@ class MuonAdamW:
             for p in module.parameters(recurse=False)
         }
         heads = {id(p) for n, p in model.named_parameters() if n.split(".")[-2:-1] == ["lm_head"]}
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for p in model.parameters():
             if p.requires_grad:
                 hidden = p.ndim == 2 and id(p) not in tables | heads

@@ -12,8 +12,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
-from launch.config import resumable
-from launch.folder import atomic_write, claim
 from torch import Tensor, nn
 
 from launch import saving, streams
@@ -21,7 +19,9 @@ from launch.artifacts import Artifacts
 from launch.backends import Backend, Precision, Strategy
 from launch.batch import Splittable
 from launch.checkpoint import Stateful
+from launch.config import resumable
 from launch.errors import UsageError
+from launch.folder import atomic_write, claim
 from launch.metrics import Console, JsonLines, Metric, Phases, combine, truncate_lines
 from launch.signals import HeldSignals
 
@@ -85,7 +85,7 @@ class Runtime:
         config: RuntimeConfig | None = None,
         *,
         output: Path | None = None,
-        config_yaml: str = "",
+        config_yaml: str = "{}\n",
         seed: int = 0,
         trackers: Sequence[str] = (),
         resume: bool = False,

@@ -1,0 +1,259 @@
+"""Reinforcement learning of a language model from verifiable rewards: GRPO and its family."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from launch.config import resumable
+from launch.errors import UsageError
+from launch.metrics import Mean, Metric, Rate
+from launch.optimizers import AdamW, OptimizerConfig
+from launch.runtime import Runtime
+from launch.schedule import Cosine, Schedule, set_learning_rate
+from posttrain.data.chat import encode_prompt
+from posttrain.data.order import shuffled
+from posttrain.data.tasks.base import Task
+from posttrain.log_probs import group_log_probs
+from posttrain.models import LanguageModel
+from posttrain.objectives import GRPO
+from posttrain.objectives.base import Objective
+from posttrain.objectives.statistics import policy_metrics, policy_statistics
+from posttrain.rewards import Reward, score
+from posttrain.rollout import Engine, RolloutBatch, Sampling
+from posttrain.trainers.advantages import Advantages, GroupRelative
+from posttrain.trainers.rollouts import (
+    FlatGroups,
+    as_batch,
+    as_samples,
+    rollout_figures,
+    sample_rows,
+    stopping,
+    trimmed,
+)
+from posttrain.trainers.supervised import TOKENS_PER_MICRO_BATCH, check_micro_batch
+
+__all__ = ["GRPOConfig", "Probe", "train_grpo"]
+
+Probe = Callable[[int, Engine], Mapping[str, Metric]]
+"""Looks at the policy between updates: takes the step and the engine, returns figures to log."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GRPOConfig:
+    """Group-relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
+
+    objective: Objective = field(default_factory=GRPO)
+    advantages: Advantages = field(default_factory=GroupRelative)
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=256))
+    """The model's own stop tokens are used where none are given."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: AdamW(learning_rate=1e-6))
+    schedule: Schedule = field(default_factory=lambda: Cosine(warmup=10, final=0.1))
+    steps: int = resumable(1_000)
+    """Rollout-and-update rounds."""
+    prompts_per_step: int = 16
+    """P, over all processes."""
+    group_size: int = 8
+    """G, completions per prompt."""
+    updates_per_rollout: int = 1
+    """Optimizer updates on each rollout; 1 is on-policy."""
+    micro_batch: int | None = None
+    """Completions a forward pass on one process; memory only, never the result. None derives it;
+    multiples of group_size compute each prompt once for its group."""
+    max_grad_norm: float = 1.0
+    save_every: int = resumable(0)
+    """Steps between checkpoints; 0 saves at the end alone."""
+    probe_every: int = resumable(0)
+    """Steps between looks at held-out problems; 0 never looks."""
+    samples_every: int = resumable(10)
+    """Steps between groups written to ``samples.jsonl``; 0 writes none."""
+    reward_seconds: float = resumable(600.0)
+    """Wall-clock limit of one call of the reward; beyond it the run ends with an error."""
+    allow_off_policy_sampling: bool = False
+    """Train on completions cut by top-k or top-p, which the policy itself would draw otherwise."""
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size={self.group_size}: a group of one has no baseline, use >= 2"
+            )
+        for name in ("steps", "prompts_per_step", "updates_per_rollout"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+        check_micro_batch(self.micro_batch)
+        if self.sampling.temperature == 0:
+            raise ValueError(
+                "sampling.temperature=0: greedy completions of a prompt are all the same, so "
+                "no group has a spread to learn from; use 1.0"
+            )
+        cut = self.sampling.top_k > 0 or self.sampling.top_p < 1
+        if cut and not self.allow_off_policy_sampling:
+            raise ValueError(
+                f"sampling.top_k={self.sampling.top_k}, sampling.top_p={self.sampling.top_p}: the "
+                "log-probabilities that are trained know no cut, so the update would be "
+                "off-policy; use 0 and 1.0, or set allow_off_policy_sampling"
+            )
+
+
+def train_grpo(
+    cfg: GRPOConfig,
+    lm: LanguageModel,
+    task: Task,
+    run: Runtime,
+    *,
+    reward: Reward | None = None,
+    probe: Probe | None = None,
+) -> None:
+    """Improve ``lm`` on the task's reward, or on ``reward``, in place.
+
+    Raises:
+        UsageError: The task has fewer prompts than a step needs.
+        ValueError: The reward returned something else than one finite number for each sample.
+    """
+    reward = task.reward if reward is None else reward
+    prompts, sampling = task.train(), stopping(cfg.sampling, lm)
+    check_prompts(len(prompts), cfg.prompts_per_step)
+    reference = copy.deepcopy(lm.model).eval() if cfg.objective.needs_reference else None
+    optimizer = cfg.optimizer.build(lm.model)
+    model, optimizer = run.prepare(lm.model, optimizer)
+    engine, flat_groups = Engine(lm.model), FlatGroups()
+    run.print(
+        "GRPO's loss is near zero by construction, because the advantages of a group sum to "
+        "zero. Watch reward, length/mean, entropy and kl/old instead."
+    )
+    for step in run.steps(
+        cfg.steps,
+        state={"model": lm.model, "optimizer": optimizer},
+        save_every=cfg.save_every,
+        headline=("reward", "length/mean", "entropy"),
+    ):
+        learning_rate = set_learning_rate(optimizer, cfg.schedule(step - 1, cfg.steps))
+        rows = [(step - 1) * cfg.prompts_per_step + i for i in run.share(cfg.prompts_per_step)]
+        chosen = [prompts[i] for i in order(len(prompts), rows, run.seed)]
+        with run.phase("generate"):
+            encoded = [encode_prompt(lm.tokenizer, prompt) for prompt in chosen]
+            seeds = run.seeds("rollout", 0, rows)
+            rollout = engine.generate(encoded, sampling, cfg.group_size, seeds=seeds)
+        with run.phase("reward"):
+            samples = as_samples(lm, chosen, encoded, rollout, cfg.group_size)
+            scores, parts = score(reward, samples, seconds=cfg.reward_seconds)  # (B,)
+            advantages = cfg.advantages(scores.view(len(chosen), cfg.group_size))  # (P, G)
+        batch = as_batch(rollout, advantages.flatten())
+        if reference is not None:
+            with run.phase("log_probs"):
+                batch = with_reference(cfg, reference, batch)
+        with run.phase("update"):
+            sums, grad_norm = update(cfg, model, optimizer, batch, run)
+        figures: dict[str, Metric] = {
+            "loss": run.loss,
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            **rollout_figures(rollout, samples, scores, cfg.group_size),
+            **{f"reward/{name}": Mean(x.sum(), len(x)) for name, x in parts.items()},
+            **update_figures({name: run.sum(x) for name, x in sums.items()}),
+            "timeouts": run.sum(getattr(reward, "timeouts", 0)),
+            "speed/tokens": Rate(rollout.mask.sum()),
+        }
+        if probe is not None and (step in (1, cfg.steps) or run.due(step, cfg.probe_every)):
+            with run.phase("probe"):
+                figures |= probe(step, engine)
+        logged = run.log(step, figures)
+        flat_groups.see(logged["groups/flat"], logged["reward"])
+        if step == 1 or run.due(step, cfg.samples_every):
+            run.samples(step, sample_rows(samples[: cfg.group_size], scores))
+
+
+def update(
+    cfg: GRPOConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: RolloutBatch,
+    run: Runtime,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Take the updates of one rollout; return sums over its tokens and the last gradient norm.
+
+    The policy before the first update is the old policy, so its log-probabilities cost nothing.
+    """
+    sums: dict[str, Tensor] = {}
+    old_log_probs: list[Tensor] = []
+    scale = run.sum(cfg.objective.denominator(batch)).clamp(min=1)
+    for number in range(cfg.updates_per_rollout):
+        for index, part in enumerate(run.micro_batches(batch, rows_per_pass(cfg, batch))):
+            rows = trimmed(part)
+            log_probs, entropy = policy_log_probs(cfg, model, rows)
+            if number == 0:
+                old_log_probs.append(log_probs.detach())
+            rows = replace(rows, old_log_probs=old_log_probs[index])
+            run.backward(cfg.objective(log_probs, rows) / scale)
+            for name, value in token_sums(cfg, log_probs.detach(), entropy, rows).items():
+                sums[name] = sums[name] + value if name in sums else value
+        grad_norm = run.step(optimizer, cfg.max_grad_norm)
+    return sums, grad_norm
+
+
+def policy_log_probs(
+    cfg: GRPOConfig, model: nn.Module, rows: RolloutBatch
+) -> tuple[Tensor, Tensor]:
+    """Return ``(B, T)`` log-probabilities and entropies under the policy that is sampled from."""
+    whole_groups = len(rows) % cfg.group_size == 0
+    return group_log_probs(
+        model,
+        rows.tokens,
+        rows.mask,
+        group_size=cfg.group_size if whole_groups else 1,
+        temperature=cfg.sampling.temperature,
+    )
+
+
+@torch.no_grad()
+def with_reference(cfg: GRPOConfig, reference: nn.Module, batch: RolloutBatch) -> RolloutBatch:
+    """Return ``batch`` with the log-probabilities of the frozen reference."""
+    parts = [torch.zeros_like(batch.old_log_probs[:0])]
+    for rows in batch.split(rows_per_pass(cfg, batch)):
+        parts.append(policy_log_probs(cfg, reference, rows)[0])
+    return replace(batch, ref_log_probs=torch.cat(parts))
+
+
+def rows_per_pass(cfg: GRPOConfig, batch: RolloutBatch) -> int:
+    """Return the completions of a forward pass: as asked, or whole groups that fill a core."""
+    if cfg.micro_batch is not None:
+        return cfg.micro_batch
+    fitting = TOKENS_PER_MICRO_BATCH // max(1, batch.tokens.shape[1])
+    return max(1, fitting // cfg.group_size) * cfg.group_size
+
+
+def token_sums(
+    cfg: GRPOConfig, log_probs: Tensor, entropy: Tensor, rows: RolloutBatch
+) -> dict[str, Tensor]:
+    """Return what is logged of an update, as sums over tokens."""
+    sums = policy_statistics(log_probs, rows, *cfg.objective.clip_limits)
+    sums["entropy"] = torch.where(rows.mask, entropy, 0.0).sum()
+    if rows.engine_log_probs is not None:
+        gap = (rows.old_log_probs - rows.engine_log_probs).abs()
+        sums["mismatch"] = torch.where(rows.mask, gap, 0.0).sum()
+    return sums
+
+
+def update_figures(sums: Mapping[str, Tensor]) -> dict[str, Metric]:
+    """Return means and quantiles of sums over all tokens of all processes."""
+    tokens = sums["tokens"].clamp(min=1)
+    means = {name: sums[name] / tokens for name in ("entropy", "mismatch") if name in sums}
+    return {**means, **policy_metrics(sums)}
+
+
+def order(size: int, positions: list[int], seed: int) -> list[int]:
+    """Return the prompts at ``positions`` (contiguous) of the endless shuffled epochs."""
+    return shuffled(size, positions[0], len(positions), seed) if positions else []
+
+
+def check_prompts(available: int, needed: int) -> None:
+    """Raise UsageError if a step needs more prompts than the task has."""
+    if available < needed:
+        raise UsageError(
+            f"the task has {available} prompts to train on, but prompts_per_step={needed}: a step "
+            f"needs that many different ones; lower prompts_per_step to at most {available}"
+        )
