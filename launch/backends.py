@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from launch.errors import UsageError
+from launch.processes import launched_processes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -103,6 +104,7 @@ class Backend:
         if precision not in ("fp32", "bf16", "fp16"):
             raise UsageError(f"precision={precision!r}: use fp32, bf16 or fp16")
         world = int(os.environ.get("WORLD_SIZE", "1"))
+        asked = launched_processes() if asked is None else asked
         self.strategy = _resolve(strategy, world, asked)
         self.trackers = _available(trackers)
         self._tracking = False

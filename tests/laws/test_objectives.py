@@ -1,0 +1,244 @@
+"""The contract of an objective, held by every one: a new one adds its line to OBJECTIVES."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from posttrain.objectives import DAPO, GRPO, SFT, DrGRPO, Objective
+from posttrain.rollout.batch import RolloutBatch
+from rl.estimators import k1, k2
+
+SURROGATES: dict[str, Objective] = {
+    "grpo": GRPO(),
+    "grpo-dual": GRPO(clip_low=0.1, clip_high=0.3, dual_clip=1.5),
+    "dapo": DAPO(),
+    "dr-grpo": DrGRPO(5),
+}
+WITH_KL: dict[str, Objective] = {
+    "grpo-k1": GRPO(kl_weight=0.5, kl=k1),
+    "grpo-k3": GRPO(kl_weight=0.1),
+    "dr-grpo-k2": DrGRPO(max_length=3, kl_weight=0.2, kl=k2, dual_clip=2.0),
+}
+OBJECTIVES: dict[str, Objective] = {"sft": SFT(), **SURROGATES, **WITH_KL}
+
+every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+every_surrogate = pytest.mark.parametrize("objective", SURROGATES.values(), ids=SURROGATES)
+JUNK = (math.nan, math.inf, -math.inf, 1e30, -1e30)
+
+
+def make(seed: int = 0, rows: int = 5, columns: int = 7) -> tuple[Tensor, RolloutBatch]:
+    """Return current log-probs and a batch, in float64: two prompt tokens, then ragged lengths."""
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, columns - 1, (rows, 1), generator=g)
+    place = torch.arange(columns)
+    mask = (place >= 2) & (place < 2 + lengths)
+
+    def draw() -> Tensor:
+        return torch.where(mask, -torch.rand(rows, columns, generator=g).double() * 2, 0.0)
+
+    advantages = torch.randn(rows, 1, generator=g, dtype=torch.float64).expand(rows, columns)
+    batch = RolloutBatch(
+        tokens=torch.randint(9, (rows, columns), generator=g),
+        mask=mask,
+        old_log_probs=draw(),
+        advantages=torch.where(mask, advantages, 0.0),
+        ref_log_probs=draw(),
+    )
+    return draw(), batch
+
+
+def loss_and_gradient(
+    objective: Objective, log_probs: Tensor, batch: RolloutBatch
+) -> tuple[Tensor, Tensor]:
+    log_probs = log_probs.clone().requires_grad_()
+    loss = objective(log_probs, batch) / objective.denominator(batch)
+    (gradient,) = torch.autograd.grad(loss, log_probs)
+    return loss.detach(), gradient
+
+
+def pad(x: Tensor, rows: int, columns: int, fill: float) -> Tensor:
+    return torch.nn.functional.pad(x, (0, columns, 0, rows), value=fill)
+
+
+@every_objective
+def test_both_parts_are_scalars_and_the_denominator_asks_the_mask_alone(
+    objective: Objective,
+) -> None:
+    log_probs, batch = make()
+    assert objective(log_probs, batch).shape == objective.denominator(batch).shape == ()
+    other = replace(batch, advantages=batch.advantages + 1, old_log_probs=batch.old_log_probs - 3)
+    assert objective.denominator(other) == objective.denominator(batch) > 0
+
+
+@every_objective
+@given(
+    seed=st.integers(0, 999),
+    rows=st.integers(0, 3),
+    columns=st.integers(0, 3),
+    junk=st.sampled_from(JUNK),
+)
+def test_padding_changes_nothing(
+    objective: Objective, seed: int, rows: int, columns: int, junk: float
+) -> None:
+    log_probs, batch = make(seed)
+    loss, gradient = loss_and_gradient(objective, log_probs, batch)
+    assert batch.ref_log_probs is not None
+    padded = RolloutBatch(
+        tokens=pad(batch.tokens, rows, columns, 0),
+        mask=pad(batch.mask, rows, columns, False),
+        old_log_probs=pad(batch.old_log_probs, rows, columns, junk),
+        advantages=pad(batch.advantages, rows, columns, junk),
+        ref_log_probs=pad(batch.ref_log_probs, rows, columns, junk),
+    )
+    after, gradient_after = loss_and_gradient(
+        objective, pad(log_probs, rows, columns, junk), padded
+    )
+    torch.testing.assert_close(after, loss, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        gradient_after, pad(gradient, rows, columns, 0.0), rtol=1e-12, atol=1e-12
+    )
+
+
+@every_objective
+@given(seed=st.integers(0, 999), size=st.integers(1, 6))
+def test_sums_of_micro_batches_are_the_sums_of_the_batch(
+    objective: Objective, seed: int, size: int
+) -> None:
+    log_probs, batch = make(seed)
+    loss, gradient = loss_and_gradient(objective, log_probs, batch)
+    parts = list(zip(log_probs.split(size), batch.split(size), strict=True))
+    scale = torch.stack([objective.denominator(part) for _, part in parts]).sum()
+    assert scale == objective.denominator(batch)
+    total, gradients = torch.zeros(()).double(), []
+    for part_log_probs, part in parts:
+        leaf = part_log_probs.clone().requires_grad_()
+        part_loss = objective(leaf, part) / scale
+        gradients.append(torch.autograd.grad(part_loss, leaf)[0])
+        total += part_loss.detach()
+    torch.testing.assert_close(total, loss, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.cat(gradients), gradient, rtol=1e-12, atol=1e-12)
+
+
+@every_objective
+@given(seed=st.integers(0, 999))
+def test_order_of_rows_does_not_matter(objective: Objective, seed: int) -> None:
+    log_probs, batch = make(seed)
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))
+    assert batch.ref_log_probs is not None
+    shuffled = RolloutBatch(
+        tokens=batch.tokens[order],
+        mask=batch.mask[order],
+        old_log_probs=batch.old_log_probs[order],
+        advantages=batch.advantages[order],
+        ref_log_probs=batch.ref_log_probs[order],
+    )
+    loss, gradient = loss_and_gradient(objective, log_probs, batch)
+    after, gradient_after = loss_and_gradient(objective, log_probs[order], shuffled)
+    torch.testing.assert_close(after, loss, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient_after, gradient[order], rtol=0, atol=0)
+
+
+@every_objective
+@pytest.mark.parametrize("junk", JUNK)
+def test_what_is_masked_counts_for_nothing_in_any_field(objective: Objective, junk: float) -> None:
+    log_probs, batch = make()
+    loss, gradient = loss_and_gradient(objective, log_probs, batch)
+
+    def fill(x: Tensor | None) -> Tensor:
+        assert x is not None
+        return torch.where(batch.mask, x, junk)
+
+    dirty = replace(
+        batch,
+        old_log_probs=fill(batch.old_log_probs),
+        advantages=fill(batch.advantages),
+        ref_log_probs=fill(batch.ref_log_probs),
+    )
+    for new_log_probs, new_batch in (
+        (fill(log_probs), batch),
+        (log_probs, dirty),
+        (fill(log_probs), dirty),
+    ):
+        after, gradient_after = loss_and_gradient(objective, new_log_probs, new_batch)
+        torch.testing.assert_close(after, loss, rtol=0, atol=0)
+        torch.testing.assert_close(gradient_after, gradient, rtol=0, atol=0)
+    assert (gradient[~batch.mask] == 0).all()
+
+
+@every_objective
+def test_nothing_counted_gives_zeros_that_can_be_backpropagated(objective: Objective) -> None:
+    log_probs, batch = make()
+    nothing = replace(batch, mask=torch.zeros_like(batch.mask))
+    for part_log_probs, part in ((log_probs, nothing), (log_probs[:0], batch.empty())):
+        leaf = part_log_probs.clone().requires_grad_()
+        loss = objective(leaf, part)
+        assert loss == 0
+        assert objective.denominator(part) == 0
+        loss.backward()
+        assert leaf.grad is not None
+        assert (leaf.grad == 0).all()
+        assert leaf.grad.shape == leaf.shape
+
+
+@every_surrogate
+def test_zero_advantages_give_no_gradient(objective: Objective) -> None:
+    log_probs, batch = make()
+    level = replace(batch, advantages=torch.zeros_like(batch.advantages))
+    loss, gradient = loss_and_gradient(objective, log_probs, level)
+    assert loss == 0
+    assert (gradient == 0).all()
+
+
+@every_surrogate
+def test_gradient_at_ratio_1_is_the_policy_gradient(objective: Objective) -> None:
+    # d/d log_prob of w A at w = 1 is A; the weights are those of SFT's plain log-likelihood.
+    log_probs, batch = make()
+    batch = replace(batch, old_log_probs=log_probs)
+    _, gradient = loss_and_gradient(objective, log_probs, batch)
+    _, of_ones = loss_and_gradient(
+        objective, log_probs, replace(batch, advantages=batch.mask.double())
+    )
+    torch.testing.assert_close(gradient, of_ones * batch.advantages, rtol=1e-15, atol=0)
+    assert (of_ones[batch.mask] < 0).all()
+
+
+@every_objective
+@pytest.mark.parametrize("seed", range(3))
+def test_gradient_agrees_with_finite_differences(objective: Objective, seed: int) -> None:
+    log_probs, batch = make(seed)
+    log_probs.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: objective(x, batch), log_probs)
+
+
+@every_objective
+def test_ratio_beyond_the_range_gives_no_nan(objective: Objective) -> None:
+    log_probs, batch = make()
+    batch = replace(
+        batch,
+        old_log_probs=torch.where(batch.mask, -900.0, 0.0).double(),
+        advantages=batch.advantages.abs(),
+        ref_log_probs=log_probs,
+    )
+    loss, gradient = loss_and_gradient(objective, log_probs, batch)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+@every_objective
+def test_log_probs_of_another_shape_are_refused_not_broadcast(objective: Objective) -> None:
+    log_probs, batch = make()
+    with pytest.raises(ValueError, match=r"shape \(5, 1\) for a mask of shape \(5, 7\)"):
+        objective(log_probs[:, :1], batch)
+
+
+@every_objective
+def test_objectives_are_frozen_values(objective: Objective) -> None:
+    assert replace(objective) == objective  # type: ignore[type-var]  # every one is a dataclass
+    assert hash(objective) == hash(replace(objective))  # type: ignore[type-var]  # the same
