@@ -7,17 +7,18 @@ every step, keeps checkpoints and shows progress. Target: at most 0.2 ms a step.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from launch.runtime import Runtime
-from launch.schedule import Cosine, set_learning_rate
 from torch import nn
 
 from benchmarks.measure import emit, spread
+from launch.runtime import Runtime
+from launch.schedule import Cosine, set_learning_rate
 
 
 def network() -> nn.Module:
@@ -46,7 +47,7 @@ def bare(steps: int) -> list[float]:
         optimizer.step()
         optimizer.zero_grad()
         stamps.append(time.perf_counter())
-    return [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(stamps)]
 
 
 def monro(steps: int) -> list[float]:
@@ -65,7 +66,7 @@ def monro(steps: int) -> list[float]:
             run.backward(loss)
             norm = run.step(optimizer, 1.0)
             run.log(step, {"loss": run.loss, "grad_norm": norm, "learning_rate": rate})
-    return [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(stamps)]
 
 
 def main() -> None:

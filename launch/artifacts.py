@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.folder import atomic_write
 from launch.metrics import JsonLines
 
 if TYPE_CHECKING:
@@ -31,21 +32,18 @@ class Artifacts:
 
     def figure(self, name: str, figure: Figure) -> None:
         """Add a matplotlib figure as SVG."""
-        from matplotlib import rc_context
+        from launch.curves import svg
 
         file = Path("figures") / f"{_slug(name)}.svg"
         (self.folder / "figures").mkdir(exist_ok=True)
-        temporary = self.folder / file.with_suffix(".tmp")
-        with rc_context({"svg.hashsalt": "monro"}):
-            figure.savefig(temporary, format="svg", metadata={"Date": None}, bbox_inches="tight")
-        temporary.replace(self.folder / file)
+        atomic_write(self.folder / file, svg(figure, salt=name))
         self._items.write({"kind": "figure", "name": name, "file": file.as_posix()})
 
     def table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Add a table; the keys of the first row are its columns."""
         self._items.write({"kind": "table", "name": name, "rows": [dict(row) for row in rows]})
 
-    def side_by_side(self, name: str, rows: Sequence[Mapping[str, str]]) -> None:
+    def side_by_side(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Add texts side by side: a row for each prompt, a column for each source."""
         self._items.write({"kind": "samples", "name": name, "rows": [dict(row) for row in rows]})
 

@@ -100,3 +100,8 @@ class TensorBatch:
     def empty(self) -> Self:
         """Return the same batch with no units in it."""
         return self.rows(0, 0)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the batch on a device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in values.items() if v is not None})

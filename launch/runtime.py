@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -24,6 +23,7 @@ from launch.errors import UsageError
 from launch.folder import atomic_write, claim
 from launch.metrics import Console, JsonLines, Metric, Phases, combine, truncate_lines
 from launch.signals import HeldSignals
+from launch.stepping import TrainingStep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,18 +119,12 @@ class Runtime:
         """Start the state that a stage has of its own."""
         self.output = output
         self.phase = Phases()
-        self.loss = torch.zeros(())
-        """The last step's loss: the sum over micro-batches and processes."""
-        self.skipped_steps = 0
-        """Updates that fp16 left out because a gradient overflowed."""
+        self._training = TrainingStep(self.backend, output)
         writes = output is not None and self.is_main
         self._metrics = JsonLines(output / "metrics.jsonl") if output and writes else None
         self._artifacts = Artifacts(output) if output and writes else None
         self._console: Console | None = None
         self._start = self._last_log = time.perf_counter()
-        self._step = 0
-        self._part: tuple[int, object] = (0, None)
-        self._losses: list[tuple[Tensor, int, object]] = []
 
     # -- processes ---------------------------------------------------------------------------
 
@@ -181,6 +175,10 @@ class Runtime:
         """Return every process's items as one list, in order of rank."""
         return [item for part in self.backend.gather_objects(list(items)) for item in part]
 
+    def on_main(self, function: Callable[[], object]) -> None:
+        """Run ``function`` on the main process; its OSError or UsageError is raised on all."""
+        self.backend.on_main(function)
+
     # -- random streams ----------------------------------------------------------------------
 
     def stream(self, name: str, step: int = 0, index: int = 0) -> torch.Generator:
@@ -205,23 +203,11 @@ class Runtime:
         Every process yields equally many, empty ones included, so that the collectives of the
         strategies stay in step; gradients are exchanged in the backward pass of the last.
         """
-        if rows < 1:
-            raise ValueError(f"got micro-batches of {rows} rows: a part needs at least one")
-        parts: list[B] = list(batch.split(rows))
-        count = max(1, len(parts))
-        if self.world_size > 1:
-            count = int(self.backend.all_reduce(torch.tensor(count), largest=True))
-        parts += [batch.empty()] * (count - len(parts))
-        for index, part in enumerate(parts):
-            self._part = (index, part)
-            with self.backend.accumulating(last=index == count - 1):
-                yield part
-        self._part = (0, None)
+        return self._training.micro_batches(batch, rows)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss``, this process's share of a sum over all processes."""
-        self._losses.append((loss.detach(), *self._part))
-        self.backend.backward(loss)
+        self._training.backward(loss)
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None = None) -> Tensor:
         """Clip the gradients to ``max_norm``, update, clear them.
@@ -233,41 +219,17 @@ class Runtime:
             UsageError: The loss or a gradient is not finite: names the step and the rows, which
                 are saved in the run folder. On every process alike.
         """
-        self.backend.unscale(optimizer)
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        limit = math.inf if max_norm is None else max_norm
-        norm = nn.utils.clip_grad_norm_(trained, limit)
-        self.loss = self.backend.all_reduce(
-            torch.stack([loss.float() for loss, *_ in self._losses]).sum()
-            if self._losses
-            else norm.new_zeros(())
-        )
-        finite = math.isfinite(self.loss.item())
-        if not finite or (self.backend.scaler is None and not math.isfinite(norm.item())):
-            raise UsageError(self._not_finite(norm))
-        self._losses = []
-        if not self.backend.step(optimizer):
-            self.skipped_steps += 1
-        optimizer.zero_grad(set_to_none=True)
-        return norm.detach()
+        return self._training.step(optimizer, max_norm)
 
-    def _not_finite(self, norm: Tensor) -> str:
-        """Save the rows whose loss is not finite; return what there is to say."""
-        bad = [(i, part) for loss, i, part in self._losses if not torch.isfinite(loss).all()]
-        parts = [f"micro-batch {i} ({len(p)} rows)" for i, p in bad if isinstance(p, Splittable)]
-        saved = ""
-        if self.output is not None and bad:
-            path = self.output / f"not-finite-step-{self._step}-process-{self.rank}.pt"
-            torch.save([_plain(part) for _, part in bad], path)
-            saved = f"; its rows are in {path}"
-        mine = f"process {self.rank}: {', '.join(parts)}{saved}" if parts else ""
-        where = "; ".join(filter(None, self.backend.gather_objects(mine)))
-        value = "the loss" if not math.isfinite(self.loss.item()) else "the gradient"
-        return (
-            f"step {self._step}: {value} is not finite (loss {self.loss.item():g}, gradient norm "
-            f"{norm.item():g}){': ' + where if where else ''}. Look at these rows, lower the "
-            "learning rate, or go back with --resume"
-        )
+    @property
+    def loss(self) -> Tensor:
+        """The last step's loss, a scalar: the sum over micro-batches and processes."""
+        return self._training.loss
+
+    @property
+    def skipped_steps(self) -> int:
+        """Updates that fp16 left out because a gradient overflowed."""
+        return self._training.skipped_steps
 
     # -- the loop ----------------------------------------------------------------------------
 
@@ -295,7 +257,7 @@ class Runtime:
             self._console = console
             self._last_log = time.perf_counter()
             for step in range(done + 1, total + 1):
-                self._step = step
+                self._training.number = step
                 yield step
                 stop = self._agree(signals.received)
                 if stop or step == total or self.due(step, save_every):
@@ -394,7 +356,7 @@ class Runtime:
         if self._artifacts is not None:
             self._artifacts.note(name, text)
 
-    def side_by_side(self, name: str, rows: Sequence[Mapping[str, str]]) -> None:
+    def side_by_side(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Show texts side by side in the report: a column for each source."""
         if self._artifacts is not None:
             self._artifacts.side_by_side(name, rows)
@@ -455,10 +417,3 @@ class Runtime:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _plain(part: object) -> object:
-    """Return a batch as a dict of its tensors, readable without its class."""
-    if not is_dataclass(part):
-        return None
-    return {f.name: getattr(part, f.name) for f in fields(part)}

@@ -1,4 +1,4 @@
-"""In what order data is seen: a function of the seed and the position, so resuming needs no state."""
+"""The order in which data is seen: a function of seed and position, so resuming needs no state."""
 
 from __future__ import annotations
 

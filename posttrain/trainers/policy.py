@@ -18,22 +18,24 @@ from launch.schedule import Cosine, Schedule, set_learning_rate
 from posttrain.data.chat import encode_prompt
 from posttrain.data.order import shuffled
 from posttrain.data.tasks.base import Task
-from posttrain.log_probs import group_log_probs
+from posttrain.log_probs import (
+    shared_prompt_log_probs_and_entropy,
+    token_log_probs_and_entropy,
+)
 from posttrain.models import LanguageModel
 from posttrain.objectives import GRPO
-from posttrain.objectives.base import Objective
+from posttrain.objectives.base import Objective, clip_limits, needs_reference
 from posttrain.objectives.statistics import policy_metrics, policy_statistics
 from posttrain.rewards import Reward, score
 from posttrain.rollout import Engine, RolloutBatch, Sampling
+from posttrain.rollout.samples import as_samples
 from posttrain.trainers.advantages import Advantages, GroupRelative
 from posttrain.trainers.rollouts import (
     FlatGroups,
     as_batch,
-    as_samples,
     rollout_figures,
     sample_rows,
     stopping,
-    trimmed,
 )
 from posttrain.trainers.supervised import TOKENS_PER_MICRO_BATCH, check_micro_batch
 
@@ -117,7 +119,7 @@ def train_grpo(
     reward = task.reward if reward is None else reward
     prompts, sampling = task.train(), stopping(cfg.sampling, lm)
     check_prompts(len(prompts), cfg.prompts_per_step)
-    reference = copy.deepcopy(lm.model).eval() if cfg.objective.needs_reference else None
+    reference = copy.deepcopy(lm.model).eval() if needs_reference(cfg.objective) else None
     optimizer = cfg.optimizer.build(lm.model)
     model, optimizer = run.prepare(lm.model, optimizer)
     engine, flat_groups = Engine(lm.model), FlatGroups()
@@ -139,10 +141,11 @@ def train_grpo(
             seeds = run.seeds("rollout", 0, rows)
             rollout = engine.generate(encoded, sampling, cfg.group_size, seeds=seeds)
         with run.phase("reward"):
-            samples = as_samples(lm, chosen, encoded, rollout, cfg.group_size)
+            answers = [prompt.answer for prompt in chosen]
+            samples = as_samples(lm.tokenizer, encoded, answers, rollout, cfg.group_size)
             scores, parts = score(reward, samples, seconds=cfg.reward_seconds)  # (B,)
             advantages = cfg.advantages(scores.view(len(chosen), cfg.group_size))  # (P, G)
-        batch = as_batch(rollout, advantages.flatten())
+        batch = as_batch(rollout, advantages.flatten()).to(run.device)
         if reference is not None:
             with run.phase("log_probs"):
                 batch = with_reference(cfg, reference, batch)
@@ -182,14 +185,13 @@ def update(
     old_log_probs: list[Tensor] = []
     scale = run.sum(cfg.objective.denominator(batch)).clamp(min=1)
     for number in range(cfg.updates_per_rollout):
-        for index, part in enumerate(run.micro_batches(batch, rows_per_pass(cfg, batch))):
-            rows = trimmed(part)
+        for index, rows in enumerate(run.micro_batches(batch, rows_per_pass(cfg, batch))):
             log_probs, entropy = policy_log_probs(cfg, model, rows)
             if number == 0:
                 old_log_probs.append(log_probs.detach())
-            rows = replace(rows, old_log_probs=old_log_probs[index])
-            run.backward(cfg.objective(log_probs, rows) / scale)
-            for name, value in token_sums(cfg, log_probs.detach(), entropy, rows).items():
+            part = replace(rows, old_log_probs=old_log_probs[index])
+            run.backward(cfg.objective(log_probs, part) / scale)
+            for name, value in token_sums(cfg, log_probs.detach(), entropy, part).items():
                 sums[name] = sums[name] + value if name in sums else value
         grad_norm = run.step(optimizer, cfg.max_grad_norm)
     return sums, grad_norm
@@ -198,14 +200,20 @@ def update(
 def policy_log_probs(
     cfg: GRPOConfig, model: nn.Module, rows: RolloutBatch
 ) -> tuple[Tensor, Tensor]:
-    """Return ``(B, T)`` log-probabilities and entropies under the policy that is sampled from."""
-    whole_groups = len(rows) % cfg.group_size == 0
-    return group_log_probs(
+    """Return ``(B, T)`` log-probabilities and entropies under the policy that is sampled from.
+
+    Where the rows are whole groups, each prompt is computed once for its group.
+    """
+    temperature = cfg.sampling.temperature
+    if len(rows) % cfg.group_size:
+        return token_log_probs_and_entropy(model, rows.tokens, rows.mask, temperature=temperature)
+    return shared_prompt_log_probs_and_entropy(
         model,
         rows.tokens,
         rows.mask,
-        group_size=cfg.group_size if whole_groups else 1,
-        temperature=cfg.sampling.temperature,
+        group_size=cfg.group_size,
+        prompt_lengths=rows.mask[:: cfg.group_size].int().argmax(-1),
+        temperature=temperature,
     )
 
 
@@ -230,7 +238,7 @@ def token_sums(
     cfg: GRPOConfig, log_probs: Tensor, entropy: Tensor, rows: RolloutBatch
 ) -> dict[str, Tensor]:
     """Return what is logged of an update, as sums over tokens."""
-    sums = policy_statistics(log_probs, rows, *cfg.objective.clip_limits)
+    sums = policy_statistics(log_probs, rows, *clip_limits(cfg.objective))
     sums["entropy"] = torch.where(rows.mask, entropy, 0.0).sum()
     if rows.engine_log_probs is not None:
         gap = (rows.old_log_probs - rows.engine_log_probs).abs()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from launch.metrics import Mean, Metric
-from posttrain.data.tasks.base import Prompt
+from posttrain.eval.run import reasons
 from posttrain.models import LanguageModel
 from posttrain.rewards import Sample
 from posttrain.rollout import Rollout, RolloutBatch, Sampling
@@ -18,42 +18,15 @@ from posttrain.rollout import Rollout, RolloutBatch, Sampling
 __all__ = [
     "FlatGroups",
     "as_batch",
-    "as_samples",
     "rollout_figures",
     "sample_rows",
     "stopping",
-    "trimmed",
 ]
 
 
 def stopping(sampling: Sampling, lm: LanguageModel) -> Sampling:
     """Return ``sampling`` with the model's own stop tokens where it names none."""
     return sampling if sampling.stop_tokens else replace(sampling, stop_tokens=lm.stop_tokens)
-
-
-def as_samples(
-    lm: LanguageModel,
-    prompts: Sequence[Prompt],
-    encoded: Sequence[Sequence[int]],
-    rollout: Rollout,
-    group_size: int,
-) -> list[Sample]:
-    """Return each completion as a reward sees it, in the rollout's order."""
-    texts = [lm.tokenizer.decode(tokens) for tokens in encoded]
-    samples = []
-    for row, tokens in enumerate(rollout.completions()):
-        reason = rollout.finish_reasons[row]
-        shown = tokens[:-1] if reason == "stop" else tokens
-        samples.append(
-            Sample(
-                prompt=texts[row // group_size],
-                completion=lm.tokenizer.decode(shown, skip_special_tokens=True),
-                answer=prompts[row // group_size].answer,
-                tokens=tuple(tokens),
-                finish_reason=reason,
-            )
-        )
-    return samples
 
 
 def as_batch(rollout: Rollout, advantages: Tensor) -> RolloutBatch:
@@ -66,21 +39,6 @@ def as_batch(rollout: Rollout, advantages: Tensor) -> RolloutBatch:
         advantages=torch.where(mask, advantages.to(mask.device)[:, None], 0.0),
         engine_log_probs=rollout.tempered_log_probs,
     )
-
-
-def trimmed(rows: RolloutBatch) -> RolloutBatch:
-    """Return ``rows`` without the columns on the right where none of them counts."""
-    columns = rows.mask.any(0).nonzero()
-    width = int(columns[-1]) + 1 if len(columns) else min(1, rows.tokens.shape[1])
-    fields = {
-        name: getattr(rows, name)[:, :width]
-        for name in ("tokens", "mask", "old_log_probs", "advantages")
-    }
-    optional = {
-        name: None if (x := getattr(rows, name)) is None else x[:, :width]
-        for name in ("ref_log_probs", "engine_log_probs")
-    }
-    return RolloutBatch(**fields, **optional)
 
 
 def rollout_figures(
@@ -96,6 +54,7 @@ def rollout_figures(
         "groups/flat": Mean(flat.sum(), len(groups)),
         "length/mean": Mean(rollout.mask.sum(), rows),
         "length/truncated": Mean(cut, rows),
+        "share/reasoning": Mean(sum(map(reasons, samples)), rows),
     }
 
 

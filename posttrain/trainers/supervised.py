@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from launch.checkpoint import Stateful
 from launch.config import resumable
 from launch.metrics import Mean, Rate
 from launch.optimizers import AdamW, OptimizerConfig
 from launch.runtime import Runtime
 from launch.schedule import Cosine, Schedule, set_learning_rate
 from posttrain.data.order import shuffled
-from posttrain.data.packing import Document, PackedBatch, pack
+from posttrain.data.packing import Document, pack
 from posttrain.log_probs import token_log_probs
 from posttrain.objectives.sft import SFT
 
@@ -58,14 +59,15 @@ def train_sft(
     """
     optimizer = cfg.optimizer.build(model)
     prepared, optimizer = run.prepare(model, optimizer)
-    state = {"model": model, "optimizer": optimizer}
+    state: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
     micro_batch = cfg.micro_batch or max(1, TOKENS_PER_MICRO_BATCH // cfg.row_length)
     for step in run.steps(
         cfg.steps, state=state, save_every=cfg.save_every, headline=("loss", "speed/tokens")
     ):
         learning_rate = set_learning_rate(optimizer, cfg.schedule(step - 1, cfg.steps))
         with run.phase("data"):
-            batch = step_batch(cfg, documents, step, run)
+            mine = step_documents(cfg, documents, step, run)
+            batch = pack(mine, length=cfg.row_length).to(run.device)
         with run.phase("update"):
             scale = run.sum(cfg.objective.denominator(batch)).clamp(min=1)
             for rows in run.micro_batches(batch, micro_batch):
@@ -74,7 +76,6 @@ def train_sft(
                 )
                 run.backward(cfg.objective(log_probs, rows) / scale)
             grad_norm = run.step(optimizer, cfg.max_grad_norm)
-        counted = batch.mask.sum()
         run.log(
             step,
             {
@@ -82,23 +83,23 @@ def train_sft(
                 "grad_norm": grad_norm,
                 "learning_rate": learning_rate,
                 "tokens": scale,
-                "fill": Mean((batch.position_ids >= 0).sum(), batch.tokens.numel()),
-                "speed/tokens": Rate(counted),
+                "fill": Mean(sum(map(len, mine)), batch.tokens.numel()),
+                "speed/tokens": Rate(batch.mask.sum()),
             },
         )
 
 
-def step_batch(
+def step_documents(
     cfg: SFTConfig, documents: Sequence[Document], step: int, run: Runtime
-) -> PackedBatch:
-    """Return this process's packed share of a step's documents."""
+) -> list[Document]:
+    """Return this process's share of a step's documents."""
     start = (step - 1) * cfg.documents_per_step
     share = run.share(cfg.documents_per_step)
     if cfg.shuffle:
         chosen = shuffled(len(documents), start + share.start, len(share), run.seed)
     else:
         chosen = [(start + i) % len(documents) for i in share]
-    return pack([documents[i] for i in chosen], length=cfg.row_length)
+    return [documents[i] for i in chosen]
 
 
 TOKENS_PER_MICRO_BATCH = 8_192

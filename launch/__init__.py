@@ -1,0 +1,1 @@
+"""The one runtime and the command line: they know no algorithm."""

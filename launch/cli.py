@@ -1,0 +1,154 @@
+"""The command line: ``monro list | show | run | report | doctor``.
+
+A thin layer over recipes, configs and the runtime. Flags are the keys of a config joined by dots;
+``launch.config`` converts them, as it does YAML. What a user can mend is said in one line, with
+exit code 2; anything unexpected keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from launch import processes
+from launch.command_line import Option, Parsed, parse
+from launch.config import flags
+from launch.errors import UsageError
+from launch.recipe import Recipe, find, recipes
+from launch.running import CONFIG_OPTION, RUN_OPTIONS, complete_yaml, configured, run_recipe
+from launch.spelling import did_you_mean
+
+__all__ = ["main"]
+
+_SUMMARY = "From stochastic approximation to DeepSeek-R1, on one runtime."
+_RECIPE = Option("recipe", "A name that `monro list` shows, or package.module:function", "RECIPE")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``monro`` with these arguments (by default the process's own); return the exit code."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # the user's own modules, after everything that is installed
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except UsageError as error:
+        line = " ".join(str(error).split())
+        if not processes.leave_error(line, usage=True):
+            print(f"monro: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        if not processes.leave_error(traceback.format_exc(), usage=False):
+            raise
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    """Find the command, check its arguments, and call it."""
+    name = arguments[0] if arguments else "--help"
+    if name in ("--help", "-h", "help"):
+        from launch.help import overview
+
+        overview("monro", _SUMMARY, [(n, command.summary) for n, command in _COMMANDS.items()])
+        return 0
+    if name == "--version":
+        print(f"monro {version('monro')}")
+        return 0
+    if name not in _COMMANDS:
+        near = did_you_mean(name, _COMMANDS) or f"; the commands are {', '.join(_COMMANDS)}"
+        raise UsageError(f"unknown command {name}{near}")
+    command = _COMMANDS[name]
+    parsed = parse(arguments[1:], command.options)
+    if parsed.help and not (command.takes_recipe and parsed.positional):
+        from launch.help import command_page
+
+        command_page(f"monro {name}", command.summary, command.arguments, command.options)
+        return 0
+    given, wanted = parsed.positional, command.arguments
+    if len(given) < len(wanted):
+        raise UsageError(f"monro {name} needs a {wanted[len(given)].metavar}: see monro {name} -h")
+    if len(given) > len(wanted) and not command.takes_many:
+        raise UsageError(f"unexpected argument {given[len(wanted)]!r}: see monro {name} --help")
+    if parsed.changes and not command.takes_recipe:
+        raise UsageError(f"unknown flag --{next(iter(parsed.changes))}: see monro {name} --help")
+    return command.call(parsed)
+
+
+def _list(parsed: Parsed) -> int:
+    known = recipes()
+    width = max(map(len, known), default=0)
+    for name, recipe in known.items():
+        print(f"{name:<{width}}  {recipe.summary}".rstrip())
+    return 0
+
+
+def _show(parsed: Parsed) -> int:
+    recipe = find(parsed.positional[0])
+    if parsed.help:
+        return _recipe_help("show", recipe, (CONFIG_OPTION,))
+    print(complete_yaml(recipe, configured(recipe, parsed)), end="")
+    return 0
+
+
+def _recipe_help(command: str, recipe: Recipe, options: Sequence[Option]) -> int:
+    from launch.help import recipe_page
+
+    recipe_page(f"monro {command} {recipe.name}", recipe.summary, options, flags(recipe.load()))
+    return 0
+
+
+def _run(parsed: Parsed) -> int:
+    recipe = find(parsed.positional[0])
+    if parsed.help:
+        return _recipe_help("run", recipe, RUN_OPTIONS)
+    return run_recipe(recipe, parsed)
+
+
+def _report(parsed: Parsed) -> int:
+    from launch.report import compare_reports
+
+    print(compare_reports([Path(folder) for folder in parsed.positional]))
+    return 0
+
+
+def _doctor(parsed: Parsed) -> int:
+    from launch.doctor import doctor
+
+    return doctor()
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    summary: str
+    call: Callable[[Parsed], int]
+    arguments: tuple[Option, ...] = ()
+    options: tuple[Option, ...] = ()
+    takes_many: bool = False
+
+    @property
+    def takes_recipe(self) -> bool:
+        return self.arguments == (_RECIPE,)
+
+
+_COMMANDS = {
+    "list": _Command("Show the recipes, each with a line", _list),
+    "show": _Command(
+        "Print a recipe's complete config as YAML", _show, (_RECIPE,), (CONFIG_OPTION,)
+    ),
+    "run": _Command("Run a recipe; --a.b VALUE changes its config", _run, (_RECIPE,), RUN_OPTIONS),
+    "report": _Command(
+        "Make the report of a run again, or of several beside each other",
+        _report,
+        (Option("folders", "Run folders", "DIR"),),
+        takes_many=True,
+    ),
+    "doctor": _Command("Look at this machine: what would fail, and how to mend it", _doctor),
+}

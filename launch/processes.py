@@ -1,0 +1,237 @@
+"""Several processes on one machine: started through accelerate, ended together.
+
+The parent checks, starts the workers as its own children and waits. Workers know themselves by the
+variables that torchrun sets, so ``accelerate launch -m launch run ...`` gives the same run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing import ProcessFailure
+
+__all__ = [
+    "check_devices",
+    "die_with_parent",
+    "is_worker",
+    "launched_processes",
+    "leave_error",
+    "start",
+]
+
+PARENT = "MONRO_PARENT"
+ERRORS = "MONRO_ERRORS"
+_CONFIG = Path(__file__).parent / "configs" / "processes.yaml"
+_GRACE = 30  # seconds that a worker has to finish its step and to save
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
+
+
+def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a launcher has started this process as one of several."""
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= environment.keys()
+
+
+def launched_processes(
+    environment: Mapping[str, str] = os.environ, parent: Sequence[str] | None = None
+) -> int | None:
+    """Return how many processes the launcher of this one was asked for; None without a launcher.
+
+    ``accelerate launch --cpu --num_processes 2`` starts one process without a word and sets no
+    WORLD_SIZE; its command line is that of our parent, and it sets MASTER_PORT only if more than
+    one was asked for.
+
+    Args:
+        environment: The environment variables.
+        parent: The parent's command line; by default it is read from /proc.
+
+    >>> launched_processes({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, [])
+    4
+    >>> simple = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}
+    >>> launched_processes(simple, ["accelerate", "launch", "--cpu", "--num_processes=3", "a.py"])
+    3
+    >>> launched_processes({}, ["bash"]) is None
+    True
+    """
+    if is_worker(environment):
+        return int(environment["WORLD_SIZE"])
+    if "ACCELERATE_MIXED_PRECISION" not in environment:
+        return None
+    words = _parent_command() if parent is None else parent
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name.replace("-", "_") == "__num_processes":
+            value = value if equals else following
+            return int(value) if value.isdecimal() else None
+    # Asked for in accelerate's own config file: more than one, but who knows how many.
+    return 2 if "MASTER_PORT" in environment else 1
+
+
+def _parent_command() -> list[str]:
+    try:
+        text = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return text.decode(errors="replace").split("\0")
+
+
+def die_with_parent() -> None:
+    """Have a worker killed when its launcher dies, even by SIGKILL, so that none is left behind.
+
+    Call it at the start of a worker. Without a launcher that starts workers from its main thread
+    (``monro`` or torchrun), and on systems other than Linux, it does nothing.
+    """
+    parent = os.environ.get(PARENT)
+    if not sys.platform.startswith("linux") or not (parent or "TORCHELASTIC_RUN_ID" in os.environ):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+    if parent is not None and os.getppid() != int(parent):  # it died before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave_error(message: str, *, usage: bool) -> bool:
+    """In a worker that ``monro`` has started, leave an error for the parent to print.
+
+    Args:
+        message: A line, or a traceback.
+        usage: Whether it is something that the user can mend, with exit code 2.
+
+    Returns:
+        Whether there is such a parent; if not, the message is still to be printed.
+    """
+    folder = os.environ.get(ERRORS)
+    if folder is None or not is_worker():
+        return False
+    name = f"{'usage' if usage else 'crash'}-{os.environ['RANK']}"
+    try:
+        (Path(folder) / name).write_text(message, encoding="utf-8")
+    except OSError:  # the parent is gone
+        return False
+    return True
+
+
+def check_devices(count: int) -> None:
+    """Raise if ``count`` processes cannot each have a device.
+
+    Raises:
+        UsageError: ``count`` is less than 1, or there are GPUs but fewer than that.
+    """
+    if count < 1:
+        raise UsageError(f"--processes {count}: give at least 1")
+    gpus = _gpus()
+    if 0 < gpus < count:
+        raise UsageError(
+            f"--processes {count}: this machine has {gpus} GPU{'s' * (gpus > 1)}, and each process "
+            "needs its own; ACCELERATE_USE_CPU=true runs them on the CPU"
+        )
+
+
+def _gpus() -> int:
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def start(arguments: Sequence[str], count: int) -> int:
+    """Run ``monro`` with these arguments in ``count`` processes; return the exit code.
+
+    SIGTERM and SIGINT are handed on to the workers, which finish their step and save; the exit code
+    is then 128 + signal. If a worker fails, the others are ended, and one line says why.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    folder = Path(tempfile.mkdtemp(prefix="monro-"))
+    options = [
+        *("--config_file", str(_CONFIG), "--multi_gpu", "--num_processes", str(count)),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--main_process_port", "0"),  # a free one
+    ]
+    launcher = launch_command_parser().parse_args([*options, "-m", "launch", *arguments])
+    launcher.log_dir = str(folder / "logs")
+    launcher.shutdown_timeout = _GRACE
+    try:
+        with _environment(folder), _quiet_launcher():
+            launch_command(launcher)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    except ChildFailedError as error:
+        return _explain(error.failures, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+@contextlib.contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """Set what the workers inherit."""
+    before = dict(os.environ)
+    os.environ[PARENT] = str(os.getpid())
+    os.environ[ERRORS] = str(folder)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if _gpus() == 0:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _quiet_launcher() -> Iterator[None]:
+    """Keep torchrun's log lines to itself: the parent says in one line what went wrong."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+
+
+def _explain(failures: Mapping[int, ProcessFailure], folder: Path) -> int:
+    """Say why the workers failed; return the exit code."""
+    rank = min(failures, key=lambda r: (_severity(failures[r].exitcode), r))
+    code = failures[rank].exitcode
+    usage = sorted(folder.glob("usage-*"))
+    crashes = sorted(folder.glob("crash-*"), key=lambda path: path.stat().st_mtime_ns)
+    if code < 0 and not usage and not (crashes and _severity(code) > 0):
+        hint = ": is there enough memory?" if code == -signal.SIGKILL else "."
+        why = f"was killed by {failures[rank].signal_name()}{hint}"
+        _say(f"process {rank} {why} --resume goes on from the last checkpoint")
+        return 1
+    if usage:
+        _say(usage[0].read_text(encoding="utf-8"))
+        return 2
+    if crashes:  # the first one: those of its peers are only about the connection that it left
+        rank, code = int(crashes[0].name.partition("-")[2]), 1
+        print(crashes[0].read_text(encoding="utf-8"), end="", file=sys.stderr)
+    if code <= 128:  # beyond it, a signal that was asked for
+        _say(f"process {rank} ended with exit code {code}")
+    return code
+
+
+def _severity(code: int) -> int:
+    """Order exit codes: a cause before what launchers and peers do when they see it."""
+    if code < 0:
+        return {-signal.SIGTERM: 3, -signal.SIGABRT: 2}.get(code, 0)
+    return 1
+
+
+def _say(line: str) -> None:
+    print(f"monro: {line}", file=sys.stderr)

@@ -1,0 +1,276 @@
+"""Language models with their tokenizers: small ones made from nothing, and checkpoints.
+
+transformers is imported inside functions: it takes seconds, and checks before work need none of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from launch.errors import UsageError
+from posttrain.decoder import unsupported
+from posttrain.model_files import check_model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "LanguageModel",
+    "check_model_folder",
+    "load_model",
+    "save_model",
+    "tiny_model",
+    "train_tokenizer",
+]
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """A model with its tokenizer, and what about them is settled once for all."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    pad_token: int
+    """Stands where there is nothing; masks never look at it, so it may equal a stop token."""
+    stop_tokens: tuple[int, ...]
+    """Ids that end a turn; sampling stops at them."""
+
+
+def tiny_model(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    layers: int = 4,
+    width: int = 64,
+    heads: int = 4,
+    key_heads: int | None = None,
+    inner: int | None = None,
+    positions: int = 2048,
+    seed: int = 0,
+) -> LanguageModel:
+    """Make a small Qwen2 with random weights and tied embeddings.
+
+    Args:
+        tokenizer: Of ``train_tokenizer``, or any.
+        layers: Decoder layers.
+        width: D, of the residual stream.
+        heads: Of queries; divides ``width`` into even parts.
+        key_heads: Of keys and values; by default as many as of queries.
+        inner: Width of the feed-forward part; by default ``3 * width``.
+        positions: Most tokens of a sequence.
+        seed: The weights depend on it alone; the global random state is left as it is.
+    """
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    if width % heads or (width // heads) % 2:
+        raise ValueError(
+            f"width={width} with heads={heads}: each head needs the same even number of features, "
+            "because rotary positions turn them in pairs"
+        )
+    stops = _stop_tokens(tokenizer, None)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads or heads,
+        intermediate_size=inner or 3 * width,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        pad_token_id=pad,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        use_cache=False,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]), _quiet():
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(config)
+    return LanguageModel(model, tokenizer, pad, stops)
+
+
+def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 256) -> PreTrainedTokenizerBase:
+    """Learn a byte-pair encoding from texts, with a chat template.
+
+    Numbers are kept apart from words, so a token is a whole number or none. The tags ``<think>``,
+    ``</think>``, ``<answer>`` and ``</answer>`` are tokens of their own, but not special ones:
+    decoding keeps them.
+
+    Args:
+        texts: At least one; characters that occur in none of them become ``<unk>``.
+        vocabulary: Most tokens in all, the special ones included.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from posttrain.data.chat import CHAT_TEMPLATE, CHAT_TOKENS
+
+    special = ["<pad>", "<unk>", *CHAT_TOKENS]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - len(_TAGS),
+        special_tokens=special,
+        show_progress=False,
+        min_frequency=2,
+    )
+    around_tags = re.compile("|".join(_TAGS))
+    tokenizer.train_from_iterator((p for text in texts for p in around_tags.split(text)), trainer)
+    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in _TAGS])
+    with _quiet():
+        made = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            unk_token="<unk>",
+            eos_token="<|end|>",
+            extra_special_tokens=[token for token in CHAT_TOKENS if token != "<|end|>"],
+            clean_up_tokenization_spaces=False,
+        )
+        made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+def load_model(path_or_hub_id: Path | str, *, dtype: Dtype = "float32") -> LanguageModel:
+    """Load a causal language model and its tokenizer from a folder or the hub.
+
+    Args:
+        path_or_hub_id: A folder as ``save_model`` or transformers writes it, or a hub id.
+        dtype: Of the parameters.
+
+    Raises:
+        UsageError: It cannot be loaded; one line says why.
+    """
+    if dtype not in _DTYPES:
+        raise UsageError(f"dtype={dtype!r}: use one of {', '.join(_DTYPES)}")
+    name = str(path_or_hub_id)
+    if Path(name).exists():
+        check_model_folder(name)
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UsageError(f"{name} does not exist: give a model folder or a hub id")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=_DTYPES[dtype])
+    except Exception as error:  # transformers, safetensors and the hub raise what they like
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"{name} cannot be loaded as a causal language model with its tokenizer: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UsageError(
+            f"{name} has a tokenizer of {len(tokenizer)} tokens, but a model of {rows}: "
+            "they do not belong together"
+        )
+    model.config.use_cache = False
+    stops = _stop_tokens(tokenizer, model)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    pad = tokenizer.pad_token_id
+    return LanguageModel(model, tokenizer, 0 if pad is None else pad, stops)
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str
+) -> None:
+    """Write an ordinary Hugging Face folder, whole or not at all.
+
+    It is written beside its place and then renamed; a folder that was there is replaced.
+
+    Raises:
+        UsageError: It could not be written, for example because the disk is full.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    caches = model.config.use_cache
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        with _quiet():
+            model.config.use_cache = True  # for whoever loads it; training has no use for it
+            _write_weights(model, temporary)
+            tokenizer.save_pretrained(temporary)
+        for file in temporary.iterdir():
+            _synchronize(file)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    except Exception as error:  # safetensors has errors of its own
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        reason = " ".join(str(error).split())
+        raise UsageError(f"the model could not be written to {folder}: {reason}") from error
+    finally:
+        model.config.use_cache = caches
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Write config and weights as ``save_pretrained`` does, which loads deepspeed for seconds."""
+    if unsupported(model) is not None:
+        model.save_pretrained(folder)
+        return
+    from safetensors.torch import save_file
+
+    weights = {name: x.contiguous() for name, x in model.state_dict().items()}
+    if model.lm_head.weight is model.model.embed_tokens.weight:
+        del weights["lm_head.weight"]
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _synchronize(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _stop_tokens(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None
+) -> tuple[int, ...]:
+    """Return every id that ends a turn: the tokenizer's first, then the model's own."""
+    found = [tokenizer.eos_token_id]
+    for settings in () if model is None else (model.generation_config, model.config):
+        more = getattr(settings, "eos_token_id", None)
+        found += more if isinstance(more, list | tuple) else [more]
+    return tuple(dict.fromkeys(token for token in found if isinstance(token, int)))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' warnings and progress bars off the console inside the block."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

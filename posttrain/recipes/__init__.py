@@ -1,0 +1,1 @@
+"""Recipes: functions that return a complete config, and the jobs that they configure."""

@@ -1,0 +1,44 @@
+"""Recipes for real checkpoints: bring a folder or hub id, and data."""
+
+from __future__ import annotations
+
+from launch.optimizers import AdamW
+from posttrain.recipes.chat import ChatJob
+from posttrain.recipes.evaluation import EvalJob
+from posttrain.recipes.jobs import GRPOJob, SFTJob
+from posttrain.rollout import Sampling
+
+__all__ = ["chat", "evaluate", "grpo", "sft"]
+
+
+def sft() -> SFTJob:
+    """Fine-tune --model on conversations: --data chat.jsonl."""
+    return SFTJob(
+        steps=1_000,
+        documents_per_step=32,
+        row_length=2_048,
+        optimizer=AdamW(learning_rate=1e-5),
+        save_every=100,
+    )
+
+
+def grpo() -> GRPOJob:
+    """Improve --model on verifiable rewards: --task questions.jsonl or a reasoning-gym name."""
+    return GRPOJob(
+        steps=500,
+        prompts_per_step=16,
+        group_size=8,
+        sampling=Sampling(max_tokens=512),
+        optimizer=AdamW(learning_rate=1e-6),
+        save_every=50,
+    )
+
+
+def evaluate() -> EvalJob:
+    """Judge --model on --task: pass@1, maj@k and pass@k with intervals."""
+    return EvalJob()
+
+
+def chat() -> ChatJob:
+    """Talk to --model in the terminal."""
+    return ChatJob()

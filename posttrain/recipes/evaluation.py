@@ -1,0 +1,124 @@
+"""Evaluation of a model on a task's held-out problems, as a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from launch.config import resumable
+from launch.errors import UsageError
+from launch.runtime import Runtime, RuntimeConfig
+from posttrain.data.tasks import Prompt, Task, parse_task
+from posttrain.eval import Evaluation, Interval, evaluate
+from posttrain.eval.report import before_and_after
+from posttrain.models import LanguageModel
+from posttrain.recipes.jobs import given
+from posttrain.recipes.sources import ModelSource, Pretrained, parse_model
+from posttrain.rewards import Reward
+from posttrain.rollout import Engine, Sampling
+from posttrain.trainers.rollouts import stopping
+
+__all__ = ["EvalJob", "Evaluator", "show_summary"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluator:
+    """How a model is judged on a list of problems."""
+
+    group_size: int = 8
+    """Completions of each problem; also the k of maj@k and pass@k."""
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=512))
+    """The model's own stop tokens are used where none are given."""
+    greedy: bool = True
+    """Decode each problem once at temperature 0 as well."""
+    batch: int = 64
+    """Problems that the engine gets at once; memory only."""
+
+    def __post_init__(self) -> None:
+        for name in ("group_size", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+
+    def judge(
+        self, lm: LanguageModel, prompts: Sequence[Prompt], reward: Reward, run: Runtime
+    ) -> Evaluation:
+        """Judge ``lm``; which completions are drawn depends on the run's seed alone."""
+        return evaluate(
+            Engine(lm.model),
+            lm.tokenizer,
+            prompts,
+            reward,
+            stopping(self.sampling, lm),
+            samples_per_prompt=self.group_size,
+            seed=run.seed,
+            batch=self.batch,
+            greedy=self.greedy,
+            run=run,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalJob(Evaluator):
+    """pass@1, maj@k and pass@k with intervals over questions, on a task's held-out problems."""
+
+    leaves_run: ClassVar[bool] = False
+    model: ModelSource = field(default_factory=Pretrained, metadata={"parse": parse_model})
+    task: Task | None = field(default=None, metadata={"parse": parse_task})
+    """A JSONL file of questions and answers, a reasoning-gym name, a hub id or module:Class."""
+    problems: int = 512
+    """Held-out problems at the most; of a file that holds nothing out, its first ones."""
+    seed: int = 0
+    trackers: tuple[str, ...] = resumable(())
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def check(self) -> None:
+        """Raise UsageError for a missing or broken model or task."""
+        self.model.check()
+        if self.problems < 1:
+            raise UsageError(f"problems={self.problems}: give at least 1")
+        if not len(questions(given(self.task))):
+            raise UsageError("the task has no problems: there is nothing to evaluate on")
+
+    def run(self, run: Runtime) -> None:
+        """Evaluate and print the figures; with a run folder, also leave them there."""
+        task = given(self.task)
+        lm = self.model.load((), self.seed)
+        lm.model.to(run.device)
+        prompts = questions(task)[: self.problems]
+        found = self.judge(lm, prompts, task.reward, run)
+        summary = found.summary(k=self.group_size)
+        run.log(0, {name: float(value) for name, value in summary.items()})
+        run.table("Problems", before_and_after({"model": summary}))
+        run.samples(0, [sample_row(found, i) for i in range(min(50, len(prompts)))])
+        show_summary(summary, f"{len(prompts)} problems", run)
+
+
+def questions(task: Task) -> Sequence[Prompt]:
+    """Return the held-out problems; of a file that holds nothing out, all of them."""
+    return task.heldout() or task.train()
+
+
+def sample_row(found: Evaluation, question: int) -> Mapping[str, object]:
+    """Return the first completion of a question as a record of ``samples.jsonl``."""
+    sample = found.samples[question][0]
+    return {
+        "prompt": sample.prompt,
+        "completion": sample.completion,
+        "answer": sample.answer,
+        "reward": float(found.correct[question, 0]),
+    }
+
+
+def show_summary(summary: Mapping[str, float | Interval], title: str, run: Runtime) -> None:
+    """Print a summary as a table, on the main process."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not run.is_main:
+        return
+    table = Table("figure", "value", "95% interval", title=title)
+    for name, value in summary.items():
+        interval = f"{value.low:.3f} to {value.high:.3f}" if isinstance(value, Interval) else ""
+        table.add_row(name, f"{float(value):.3f}", interval)
+    Console().print(table)

@@ -1,0 +1,138 @@
+"""Recipes of minutes on a laptop: models made from nothing, on reasoning-gym's sums."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from launch.optimizers import AdamW, MuonAdamW
+from launch.runtime import RuntimeConfig
+from launch.schedule import Cosine, Linear
+from posttrain.data.tasks.reasoning_gym import ReasoningGym
+from posttrain.objectives import GRPO
+from posttrain.recipes.evaluation import Evaluator
+from posttrain.recipes.jobs import GRPOJob, SFTJob, WarmUp
+from posttrain.recipes.r1_mini import R1Mini
+from posttrain.recipes.sources import FromScratch, RawLines, WorkedSums
+from posttrain.recipes.worked import Mixture
+from posttrain.rewards import AnswerReward, FormatReward, WeightedSum
+from posttrain.rollout import Sampling
+from posttrain.trainers.policy import GRPOConfig
+from posttrain.trainers.supervised import SFTConfig
+
+__all__ = ["grpo_mini", "r1_mini", "r1_mini_control", "r1_zero_mini", "sft_mini"]
+
+
+def sums(terms: tuple[int, int], *, heldout: int, size: int = 200_000) -> ReasoningGym:
+    """Return chains of one-digit terms, such as 8 - 0 - 7 + 3 + 2."""
+    return ReasoningGym(
+        "chain_sum",
+        options={"min_terms": terms[0], "max_terms": terms[1], "min_digits": 1, "max_digits": 1},
+        size=size,
+        heldout_size=heldout,
+        system=None,
+    )
+
+
+def accuracy_and_format() -> WeightedSum:
+    """Pay 1 for a right answer and 0.1 for a well-formed response."""
+    return WeightedSum({"accuracy": (1.0, AnswerReward()), "format": (0.1, FormatReward())})
+
+
+def r1_mini() -> R1Mini:
+    """DeepSeek-R1 in miniature: SFT from nothing, then GRPO discovers that reasoning pays."""
+    task = sums((5, 8), heldout=640)
+    return R1Mini(
+        task=task,
+        longer=sums((9, 12), heldout=256),
+        demonstrations=WorkedSums(task=task, mixture=Mixture(first=0.75, reasoning=0.35)),
+        reward=accuracy_and_format(),
+        model=FromScratch(layers=4, width=64, heads=4),
+        cold_start=SFTConfig(
+            steps=1_400,
+            documents_per_step=32,
+            row_length=256,
+            shuffle=False,
+            optimizer=MuonAdamW(learning_rate=0.02, adamw=AdamW(learning_rate=4e-3)),
+            schedule=Linear(warmup=20, final=0.0),
+            save_every=200,
+        ),
+        grpo=GRPOConfig(
+            objective=GRPO(),
+            steps=60,
+            prompts_per_step=32,
+            group_size=8,
+            sampling=Sampling(max_tokens=96),
+            optimizer=AdamW(learning_rate=3e-4, eps=1e-6),
+            schedule=Cosine(warmup=10, final=0.1),
+            save_every=10,
+            probe_every=5,
+        ),
+        evaluation=Evaluator(group_size=8, sampling=Sampling(max_tokens=128), batch=64),
+        runtime=RuntimeConfig(threads=1),
+    )
+
+
+def r1_mini_control() -> R1Mini:
+    """The control of r1-mini: every demonstration reasons, so RL can only better the arithmetic."""
+    job = r1_mini()
+    assert isinstance(job.demonstrations, WorkedSums)
+    always = replace(job.demonstrations, mixture=Mixture(first=1.0, reasoning=1.0))
+    return replace(job, demonstrations=always)
+
+
+def r1_zero_mini() -> R1Mini:
+    """R1-Zero in miniature: a base model of raw text learns format and sums by GRPO alone."""
+    task = replace(sums((5, 8), heldout=640), form="text", asked="{expression} =")
+    job = r1_mini()
+    return replace(
+        job,
+        task=task,
+        longer=replace(sums((9, 12), heldout=256), form="text", asked="{expression} ="),
+        demonstrations=RawLines(task=task, tagged=0.1),
+        grpo=replace(job.grpo, steps=120),
+    )
+
+
+def sft_mini() -> SFTJob:
+    """Half a minute of SFT from nothing, on worked sums."""
+    return SFTJob(
+        model=FromScratch(layers=2, width=64, heads=4, texts=500),
+        data=WorkedSums(task=sums((2, 3), heldout=64), mixture=Mixture(first=1.0)),
+        steps=40,
+        documents_per_step=48,
+        row_length=128,
+        shuffle=False,
+        optimizer=MuonAdamW(learning_rate=0.02, adamw=AdamW(learning_rate=4e-3)),
+        schedule=Cosine(warmup=4, final=0.1),
+        save_every=10,
+        runtime=RuntimeConfig(threads=1),
+    )
+
+
+def grpo_mini() -> GRPOJob:
+    """Half a minute of GRPO on short sums, after a short SFT of its own."""
+    task = sums((2, 3), heldout=64)
+    return GRPOJob(
+        model=FromScratch(layers=2, width=64, heads=4, texts=500),
+        task=task,
+        reward=accuracy_and_format(),
+        warm_up=WarmUp(
+            data=WorkedSums(task=task, mixture=Mixture(first=0.5, reasoning=0.5)),
+            training=SFTConfig(
+                steps=150,
+                documents_per_step=32,
+                row_length=128,
+                shuffle=False,
+                optimizer=MuonAdamW(learning_rate=0.02, adamw=AdamW(learning_rate=4e-3)),
+                schedule=Linear(warmup=10),
+            ),
+        ),
+        steps=16,
+        prompts_per_step=12,
+        group_size=6,
+        sampling=Sampling(max_tokens=48),
+        optimizer=AdamW(learning_rate=3e-4, eps=1e-6),
+        schedule=Cosine(warmup=4, final=0.1),
+        save_every=4,
+        runtime=RuntimeConfig(threads=1),
+    )

@@ -1,0 +1,21 @@
+"""Verifiable rewards: functions of samples that return one number for each."""
+
+from posttrain.rewards.answer import AnswerReward
+from posttrain.rewards.base import Reward, Sample
+from posttrain.rewards.checking import RewardError, check_rewards, checked
+from posttrain.rewards.combine import WeightedSum, score
+from posttrain.rewards.format import FormatReward
+from posttrain.rewards.named import parse_reward
+
+__all__ = [
+    "AnswerReward",
+    "FormatReward",
+    "Reward",
+    "RewardError",
+    "Sample",
+    "WeightedSum",
+    "check_rewards",
+    "checked",
+    "parse_reward",
+    "score",
+]

@@ -1,0 +1,186 @@
+"""Judges untrusted answers in processes that can be killed."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import pickle
+import select
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Literal
+
+from posttrain.rewards import judge_worker
+
+__all__ = ["Judge", "Verdict", "judge_for"]
+
+_START_SECONDS = 300.0
+_GRACE_SECONDS = 60.0
+"""How much later than its limit a verdict may come before the supervisor itself is replaced."""
+
+
+class Verdict(Enum):
+    """What came of a request."""
+
+    EQUAL = judge_worker.EQUAL
+    DIFFERENT = judge_worker.DIFFERENT
+    TIMEOUT = judge_worker.TIMEOUT
+    CRASH = judge_worker.CRASH
+
+
+class _Gone(Exception):
+    """The supervisor ended, or no longer answers."""
+
+
+class Judge:
+    """A supervising process, started with the first request, and its children.
+
+    It works in any thread and after a fork, needs no guard in ``__main__``, and its processes end
+    with this one, however it ends. Threads take turns.
+    """
+
+    def __init__(self, kind: Literal["math", "gym"]) -> None:
+        self._kind = kind
+        self._forget()
+        atexit.register(self.close)
+
+    def __call__(self, requests: Sequence[object], *, seconds: float) -> list[Verdict]:
+        """Judge ``requests``, each within ``seconds`` of wall-clock time.
+
+        The time of a request begins when a child that has imported everything takes it.
+        """
+        if os.getpid() != self._owner:
+            self._forget()
+        frames = [pickle.dumps(request) for request in requests]
+        verdicts: dict[int, Verdict] = {}
+        with self._lock:
+            for _ in range(3):
+                left = [index for index in range(len(frames)) if index not in verdicts]
+                if not left:
+                    break
+                try:
+                    self._exchange(frames, left, seconds, verdicts)
+                except _Gone:
+                    self._stop()
+                except BaseException:  # an interrupt leaves a batch half answered
+                    self._stop()
+                    raise
+            else:
+                if len(verdicts) < len(frames):
+                    warnings.warn(
+                        f"the judge of {self._kind} answers ended three times in one batch: "
+                        f"{len(frames) - len(verdicts)} answers count as wrong",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+        return [verdicts.get(index, Verdict.CRASH) for index in range(len(frames))]
+
+    def close(self) -> None:
+        """End the processes; the next request starts them again."""
+        if os.getpid() == self._owner:
+            with self._lock:
+                self._stop()
+
+    def _forget(self) -> None:
+        """Begin without a process; after a fork the old one belongs to the parent."""
+        old: subprocess.Popen[bytes] | None = getattr(self, "_process", None)
+        if old is not None:
+            old.returncode = 0  # not ours to wait for
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._unread = b""
+
+    def _exchange(
+        self, frames: list[bytes], left: list[int], seconds: float, verdicts: dict[int, Verdict]
+    ) -> None:
+        process = self._process if self._process is not None else self._start()
+        self._send(process, (seconds, [frames[index] for index in left]))
+        for _ in left:
+            number, letter = self._line(process, seconds + _GRACE_SECONDS).split()
+            verdicts[left[int(number)]] = Verdict(letter)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        worker = Path(judge_worker.__file__)
+        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(worker)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={**os.environ, **single, "PYTHONHASHSEED": "0"},
+            start_new_session=True,  # a Ctrl-C in the terminal is for the run, not for its judge
+        )
+        self._process, self._unread = process, b""
+        try:
+            self._send(process, (self._kind, sys.path))
+            said = self._line(process, _START_SECONDS)
+        except _Gone:
+            said = "error it ended without a word"
+        if said != "ready":
+            self._stop()
+            library = {"math": "math-verify", "gym": "reasoning-gym"}[self._kind]
+            raise RuntimeError(
+                f"the process that judges answers with {library} did not start: "
+                f"{said.removeprefix('error ')}. Is {library} installed? `monro doctor` tells"
+            )
+        return process
+
+    def _send(self, process: subprocess.Popen[bytes], message: object) -> None:
+        assert process.stdin is not None
+        try:
+            judge_worker.write_frame(process.stdin.fileno(), pickle.dumps(message))
+        except BrokenPipeError as error:
+            raise _Gone from error
+
+    def _line(self, process: subprocess.Popen[bytes], seconds: float) -> str:
+        """Read one line within ``seconds``."""
+        assert process.stdout is not None
+        poll = select.poll()
+        poll.register(process.stdout.fileno(), select.POLLIN)
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._unread:
+            wait = max(0.0, deadline - time.monotonic())
+            ready = poll.poll(min(wait, 86_400.0) * 1000)
+            if not ready and wait < 86_400.0:
+                raise _Gone
+            part = os.read(process.stdout.fileno(), 1 << 16) if ready else b""
+            if ready and not part:
+                raise _Gone
+            self._unread += part
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line.decode()
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for pipe in process.stdin, process.stdout:  # the end of its input ends it and its children
+            assert pipe is not None
+            with contextlib.suppress(OSError):
+                pipe.close()
+        try:
+            process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+_JUDGES: dict[str, Judge] = {}
+_MAKING = threading.Lock()
+
+
+def judge_for(kind: Literal["math", "gym"]) -> Judge:
+    """Return this process's judge of a kind; its processes start with the first request."""
+    with _MAKING:
+        if kind not in _JUDGES:
+            _JUDGES[kind] = Judge(kind)
+        return _JUDGES[kind]

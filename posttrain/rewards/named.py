@@ -1,0 +1,47 @@
+"""Rewards by name, for the command line."""
+
+from __future__ import annotations
+
+from launch.conversion import load_object
+from launch.errors import UsageError
+from launch.spelling import nearest
+from posttrain.rewards.answer import AnswerReward
+from posttrain.rewards.base import Reward
+from posttrain.rewards.format import FormatReward
+
+__all__ = ["parse_reward"]
+
+
+def parse_reward(text: str) -> Reward:
+    """Return the reward that ``text`` names: ``answer``, ``format`` or ``module:name``.
+
+    ``module:name`` is a function of samples, an object that can be called, or a class that needs
+    no arguments.
+
+    >>> parse_reward("answer")
+    AnswerReward(seconds=5.0)
+
+    Raises:
+        UsageError: There is no such name, or it is no reward.
+    """
+    text = text.strip()
+    own = {"answer": AnswerReward, "format": FormatReward}
+    if text in own:
+        return own[text]()
+    if ":" not in text:
+        near = nearest(text, own)
+        hint = f"did you mean {near}?" if near else "expected answer, format or module:name"
+        raise UsageError(f"unknown reward {text!r}: {hint}")
+    reward = load_object(text, "reward")
+    if isinstance(reward, type):
+        try:
+            reward = reward()
+        except Exception as error:  # a user's class may fail in any way
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UsageError(f"reward {text}: {text}() raised {reason}") from error
+    if not callable(reward):
+        raise UsageError(
+            f"reward {text} is a {type(reward).__name__}, which cannot be called: expected a "
+            "function that takes samples and returns one number for each"
+        )
+    return reward

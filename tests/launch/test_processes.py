@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from launch import processes
+from launch.errors import UsageError
+from launch.processes import check_devices, is_worker, launched_processes, leave_error
+
+WORKER = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}
+ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no"}
+MANY = {**ACCELERATE, "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "parent", "expected"),
+    [
+        ({}, "python -m pytest", None),
+        ({"MASTER_PORT": "1"}, "srun --num_processes 8", None),
+        (WORKER, "accelerate launch --num_processes 9", 3),
+        (MANY, "python accelerate launch --cpu --num_processes 2 -m launch run x", 2),
+        (MANY, "python accelerate launch --num-processes=4 --cpu -m launch run x", 4),
+        (MANY, "python accelerate launch --config_file two.yaml -m launch run x", 2),
+        (ACCELERATE, "python accelerate launch --cpu -m launch run x", 1),
+        (ACCELERATE, "python accelerate launch --num_processes", None),
+    ],
+)
+def test_how_many_processes_a_launcher_was_asked_for(
+    environment: dict[str, str], parent: str, expected: int | None
+) -> None:
+    assert launched_processes(environment, parent.split()) == expected
+    assert is_worker(environment) == (environment is WORKER)
+
+
+def test_processes_are_at_least_one_and_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="give at least 1"):
+        check_devices(0)
+    monkeypatch.setattr(processes, "_gpus", lambda: 1)
+    check_devices(1)
+    with pytest.raises(UsageError, match="has 1 GPU, and each process needs its own"):
+        check_devices(2)
+    monkeypatch.setattr(processes, "_gpus", lambda: 0)
+    check_devices(2)
+
+
+def test_an_error_is_left_for_the_parent_if_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not leave_error("x", usage=True)
+    for name, value in WORKER.items():
+        monkeypatch.setenv(name, value)
+    assert not leave_error("x", usage=True)
+    monkeypatch.setenv(processes.ERRORS, str(tmp_path))
+    assert leave_error("a line", usage=True)
+    assert leave_error("a traceback", usage=False)
+    assert (tmp_path / "usage-1").read_text() == "a line"
+    assert (tmp_path / "crash-1").read_text() == "a traceback"
+    monkeypatch.setenv(processes.ERRORS, str(tmp_path / "gone"))
+    assert not leave_error("x", usage=True)
+
+
+@dataclass
+class Failure:
+    exitcode: int
+
+    def signal_name(self) -> str:
+        return signal.Signals(-self.exitcode).name
+
+
+@pytest.mark.parametrize(
+    ("codes", "files", "expected", "text"),
+    [
+        ({0: 1, 1: -9}, {"crash-0": "peer is gone\n"}, 1, "monro: process 1 was killed by SIGKILL"),
+        ({0: -11, 1: -15}, {}, 1, "monro: process 0 was killed by SIGSEGV. --resume goes on"),
+        ({0: 2, 1: -15}, {"usage-0": "no model"}, 2, "monro: no model\n"),
+        ({0: 2, 1: 2}, {"usage-0": "no model", "usage-1": "no model"}, 2, "monro: no model\n"),
+        ({0: -15, 1: 1}, {"crash-1": "trace\n"}, 1, "trace\nmonro: process 1 ended with exit co"),
+        ({0: -6, 1: 1}, {"crash-1": "trace\n"}, 1, "trace\nmonro: process 1 ended with exit co"),
+        ({0: 7, 1: -15}, {}, 7, "monro: process 0 ended with exit code 7\n"),
+        ({0: 143, 1: 143}, {}, 143, ""),
+    ],
+)
+def test_the_cause_of_a_failure_is_told_and_not_what_followed(
+    codes: dict[int, int],
+    files: dict[str, str],
+    expected: int,
+    text: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    failures = {rank: Failure(code) for rank, code in codes.items()}
+    assert processes._explain(failures, tmp_path) == expected  # type: ignore[arg-type]  # alike
+    err = capsys.readouterr().err
+    assert err.startswith(text)
+    assert bool(err) == bool(text)
+
+
+def test_of_two_tracebacks_the_first_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, age in (("crash-0", 5), ("crash-1", 9)):
+        (tmp_path / name).write_text(f"{name}\n")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    processes._explain({0: Failure(1), 1: Failure(1)}, tmp_path)  # type: ignore[dict-item]  # alike
+    assert capsys.readouterr().err == "crash-1\nmonro: process 1 ended with exit code 1\n"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_a_worker_dies_with_its_launcher() -> None:
+    worker = (
+        "import time; from launch.processes import die_with_parent\n"
+        "die_with_parent(); print('up', flush=True); time.sleep(60)\n"
+    )
+    launcher = (
+        "import os, subprocess, sys, time\n"
+        "os.environ['MONRO_PARENT'] = str(os.getpid())\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {worker!r}])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        assert process.stdout.readline() == b"up\n"
+        process.kill()
+        process.wait()
+        end = time.monotonic() + 10
+        while _is_alive(child):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+# -- two real processes --------------------------------------------------------------------------
+
+TOY = '''
+"""A recipe that trains one weight on as many rows as there are."""
+from __future__ import annotations
+import os, signal, time
+from dataclasses import dataclass, field
+from typing import ClassVar
+import torch
+from launch.config import resumable
+from launch.errors import UsageError
+from launch.runtime import Runtime, RuntimeConfig
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Toy:
+    leaves_run: ClassVar[bool] = True
+    steps: int = resumable(3)
+    pause: float = resumable(0.0)
+    fail: str = ""
+    seed: int = 0
+    trackers: tuple[str, ...] = resumable(())
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def check(self) -> None: ...
+
+    def run(self, run: Runtime) -> None:
+        if self.fail == "usage" and run.rank == 1:
+            raise UsageError("the weights are corrupt")
+        model = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.ones_(model.weight)
+        model, optimizer = run.prepare(model, torch.optim.SGD(model.parameters(), 0.125))
+        for step in run.steps(self.steps, state={"model": model, "optimizer": optimizer}):
+            run.backward(model(torch.ones(2, 1)[run.share(2)]).pow(2).sum())
+            run.log(step, {"grad_norm": run.step(optimizer), "loss": run.loss})
+            if self.fail == "kill" and run.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(self.pause)
+
+def toy() -> Toy:
+    return Toy()
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "toy.py").write_text(TOY)
+    return tmp_path
+
+
+def monro(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch", "run", "toy:toy", "--output", "out", *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def figures(folder: Path) -> list[tuple[float, ...]]:
+    lines = (folder / "out" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [(record["step"], record["grad_norm"], record["loss"]) for record in records]
+
+
+# w = 1; loss = 2 w^2, gradient 4 w, w <- w - .125 * 4 w = w / 2
+EXPECTED = [(1, 4.0, 2.0), (2, 2.0, 0.5), (3, 1.0, 0.125)]
+
+
+@pytest.mark.distributed
+def test_two_processes_give_the_same_figures_as_one(folder: Path) -> None:
+    run = monro(folder, "--processes", "2")
+    out, err = run.communicate(timeout=100)
+    assert run.returncode == 0, err
+    assert out.splitlines()[-1] == "out/report.html"
+    assert figures(folder) == EXPECTED
+
+
+@pytest.mark.distributed
+def test_accelerate_launch_gives_the_same_figures(folder: Path) -> None:
+    words = "accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
+    run = subprocess.run(
+        [sys.executable, "-m", *words.split(), "-m", "launch", "run", "toy:toy", "--output=out"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "out/report.html"
+    assert figures(folder) == EXPECTED
+
+
+@pytest.mark.distributed
+def test_one_process_where_accelerate_was_asked_for_two_is_refused(folder: Path) -> None:
+    words = "accelerate.commands.launch --cpu --num_processes 2"
+    run = subprocess.run(
+        [sys.executable, "-m", *words.split(), "-m", "launch", "run", "toy:toy", "--output=out"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert run.returncode != 0
+    assert "accelerate was asked for 2 processes and started one" in run.stderr
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.distributed
+def test_a_usage_error_in_a_worker_is_one_line_and_code_2(folder: Path) -> None:
+    run = monro(folder, "--processes", "2", "--fail", "usage")
+    out, err = run.communicate(timeout=100)
+    assert (run.returncode, out, err) == (2, "", "monro: the weights are corrupt\n")
+
+
+@pytest.mark.distributed
+def test_a_killed_worker_is_named_and_ends_the_run(folder: Path) -> None:
+    run = monro(folder, "--processes", "2", "--fail", "kill")
+    _, err = run.communicate(timeout=100)
+    assert run.returncode == 1
+    assert err.splitlines()[-1].startswith("monro: process 1 was killed by SIGKILL")
+    assert "Traceback" not in err
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_parent_saves_and_ends_all(folder: Path, number: signal.Signals) -> None:
+    run = monro(folder, "--processes", "2", "--steps", "100000", "--pause", "0.01")
+    _wait_for_a_step(folder)
+    run.send_signal(number)
+    _, err = run.communicate(timeout=100)
+    assert run.returncode == 128 + number, err
+    last = figures(folder)[-1][0]
+    assert (folder / "out" / "checkpoints" / f"step-{int(last):08}" / "COMPLETE").exists()
+    assert _runs_in(folder) == []
+
+
+@pytest.mark.distributed
+def test_no_worker_is_left_behind_when_the_parent_is_killed(folder: Path) -> None:
+    run = monro(folder, "--processes", "2", "--steps", "100000", "--pause", "0.01")
+    _wait_for_a_step(folder)
+    assert len(_runs_in(folder)) == 3
+    run.kill()
+    run.communicate()
+    end = time.monotonic() + 10
+    while _runs_in(folder):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _wait_for_a_step(folder: Path) -> None:
+    end = time.monotonic() + 100
+    while not (folder / "out" / "metrics.jsonl").exists() or not figures(folder):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _runs_in(folder: Path) -> list[int]:
+    """Return the processes whose working folder this is."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and _is_alive(int(entry.name)):
+            try:
+                here = os.readlink(entry / "cwd")
+            except OSError:  # ended, or another user's
+                continue
+            if here == str(folder):
+                found.append(int(entry.name))
+    return found

@@ -1,0 +1,215 @@
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch.errors import UsageError
+from launch.optimizers import AdamW
+from launch.runtime import Runtime
+from posttrain.data.tasks import Prompt
+from posttrain.models import LanguageModel, tiny_model, train_tokenizer
+from posttrain.objectives import DAPO, GRPO, DrGRPO
+from posttrain.objectives.base import Objective
+from posttrain.rewards import Sample
+from posttrain.rollout import Rollout, Sampling
+from posttrain.trainers import GRPOConfig, LeaveOneOut, train_grpo
+from posttrain.trainers.rollouts import FlatGroups, as_batch, rollout_figures
+
+TEXTS = [f"{a} plus {b} is {a + b}" for a in range(10) for b in range(10)]
+
+
+@pytest.fixture(scope="module")
+def made() -> LanguageModel:
+    return tiny_model(train_tokenizer(TEXTS, vocabulary=80), layers=1, width=16, heads=2, seed=1)
+
+
+@pytest.fixture
+def lm(made: LanguageModel) -> LanguageModel:
+    return replace(made, model=copy.deepcopy(made.model))
+
+
+def sevens(samples: Sequence[Sample]) -> list[float]:
+    return [sample.completion.count("7") / 4 for sample in samples]
+
+
+@dataclass
+class Words:
+    reward: object = sevens
+    count: int = 8
+    seen: list[str] = field(default_factory=list)
+
+    def train(self) -> list[Prompt]:
+        return [Prompt(text=f"{i} plus {i + 1} is", answer="7") for i in range(self.count)]
+
+    def heldout(self) -> list[Prompt]:
+        return []
+
+
+CONFIG = GRPOConfig(
+    steps=3,
+    prompts_per_step=4,
+    group_size=4,
+    sampling=Sampling(max_tokens=6),
+    optimizer=AdamW(learning_rate=1e-2),
+    samples_every=0,
+)
+
+
+def train(cfg: GRPOConfig, lm: LanguageModel, output: Path | None = None) -> list[dict[str, float]]:
+    with Runtime(output=output, seed=5) as run:
+        train_grpo(cfg, lm, Words(), run)
+    if output is None:
+        return []
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(lm: LanguageModel) -> dict[str, torch.Tensor]:
+    return {name: x.detach().clone() for name, x in lm.model.state_dict().items()}
+
+
+def test_train_grpo_raises_a_reward_that_can_be_raised(lm: LanguageModel, tmp_path: Path) -> None:
+    cfg = replace(CONFIG, steps=30, prompts_per_step=8, group_size=8)
+    rewards = [record["reward"] for record in train(cfg, lm, tmp_path / "run")]
+    assert sum(rewards[-5:]) / 5 > 3 * sum(rewards[:5]) / 5
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4, 8, 16])
+def test_micro_batch_changes_nothing(made: LanguageModel, micro_batch: int) -> None:
+    whole, parts = (replace(made, model=copy.deepcopy(made.model)) for _ in range(2))
+    train(CONFIG, whole)
+    train(replace(CONFIG, micro_batch=micro_batch), parts)
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "objective", [GRPO(), DAPO(), DrGRPO(max_length=6), GRPO(kl_weight=0.5)], ids=repr
+)
+def test_first_gradient_is_the_policy_gradient_of_the_groups(
+    made: LanguageModel, objective: Objective, tmp_path: Path
+) -> None:
+    # At ratio 1 every clipped surrogate has the gradient of A log p, and KL(p || p) has none.
+    cfg = replace(CONFIG, steps=1, objective=objective, optimizer=AdamW(learning_rate=0.0))
+    (record,) = train(cfg, replace(made, model=copy.deepcopy(made.model)), tmp_path / "run")
+    assert record["ratio/mean"] == 1.0
+    assert record["clip_fraction"] == 0.0
+    assert record["loss"] == pytest.approx(0.0, abs=1.0)
+    assert record["grad_norm"] > 0
+    assert record["mismatch"] < 1e-4
+
+
+def test_two_updates_of_a_rollout_leave_the_old_policy_where_it_was(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    cfg = replace(CONFIG, steps=1, updates_per_rollout=3)
+    (record,) = train(cfg, lm, tmp_path / "run")
+    assert record["ratio/p99"] > 1.0
+    assert record["kl/old"] > 0
+
+
+def test_equal_rewards_change_no_weight(lm: LanguageModel) -> None:
+    before = weights(lm)
+    with Runtime() as run:
+        train_grpo(CONFIG, lm, Words(reward=lambda samples: [1.0] * len(samples)), run)
+    torch.testing.assert_close(weights(lm), before, rtol=0, atol=0)
+
+
+def test_sample_rows_and_figures_are_logged(lm: LanguageModel, tmp_path: Path) -> None:
+    cfg = replace(CONFIG, advantages=LeaveOneOut(), samples_every=2)
+    records = train(cfg, lm, tmp_path / "run")
+    expected = {"reward", "groups/flat", "length/mean", "length/truncated", "entropy", "loss"}
+    expected |= {"grad_norm", "learning_rate", "clip_fraction", "ratio/p50", "speed/tokens"}
+    expected |= {"seconds/generate", "seconds/reward", "seconds/update", "share/reasoning"}
+    assert expected <= records[0].keys()
+    samples = [json.loads(x) for x in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in samples] == [1] * 4 + [2] * 4
+
+
+def test_model_is_in_the_mode_it_was_in(lm: LanguageModel) -> None:
+    lm.model.eval()
+    train(replace(CONFIG, steps=1), lm)
+    assert not lm.model.training
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_size": 1}, "group_size=1: a group of one has no baseline"),
+        ({"steps": 0}, "steps=0: give at least 1"),
+        ({"micro_batch": 0}, "micro_batch=0"),
+        ({"sampling": Sampling(max_tokens=4, temperature=0.0)}, r"sampling\.temperature=0"),
+        ({"sampling": Sampling(max_tokens=4, top_k=5)}, r"sampling\.top_k=5.*off-policy"),
+        ({"sampling": Sampling(max_tokens=4, top_p=0.9)}, "allow_off_policy_sampling"),
+    ],
+)
+def test_config_refuses_what_cannot_train(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **changes)
+
+
+def test_cut_sampling_is_allowed_by_name() -> None:
+    sampling = Sampling(max_tokens=4, top_k=5)
+    assert replace(CONFIG, sampling=sampling, allow_off_policy_sampling=True).sampling == sampling
+
+
+def test_task_with_too_few_prompts_is_an_error(lm: LanguageModel) -> None:
+    with Runtime() as run, pytest.raises(UsageError, match=r"3 prompts .* prompts_per_step=4"):
+        train_grpo(CONFIG, lm, Words(count=3), run)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (lambda samples: [1.0], r"shape \(1,\) for 16 samples"),
+        (lambda samples: [float("nan")] * len(samples), "nan"),
+        (lambda samples: 1 / 0, "ZeroDivisionError"),
+    ],
+)
+def test_broken_reward_is_named(lm: LanguageModel, reward: object, message: str) -> None:
+    with Runtime() as run, pytest.raises(UsageError, match=message):
+        train_grpo(CONFIG, lm, Words(reward=reward), run)
+
+
+def test_flat_groups_warn_once_after_many_steps() -> None:
+    flat = FlatGroups(patience=3)
+    for share in (1.0, 1.0, 0.5, 1.0, 1.0):
+        flat.see(share, 0.0)
+    with pytest.warns(RuntimeWarning, match="for 3 steps every group had equal rewards"):
+        flat.see(1.0, 0.0)
+    flat.see(1.0, 0.0)
+
+
+def rollout() -> Rollout:
+    mask = torch.tensor([[False, True, True], [False, True, False]])
+    zeros = torch.zeros(2, 3)
+    return Rollout(
+        tokens=torch.tensor([[1, 2, 3], [1, 2, 0]]),
+        mask=mask,
+        old_log_probs=zeros,
+        tempered_log_probs=zeros,
+        finish_reasons=("length", "stop"),
+    )
+
+
+def test_as_batch_spreads_a_completions_advantage_over_its_tokens() -> None:
+    batch = as_batch(rollout(), torch.tensor([2.0, -1.0]))
+    assert batch.advantages.tolist() == [[0.0, 2.0, 2.0], [0.0, -1.0, 0.0]]
+
+
+def test_rollout_figures_of_hand_worked_rollout() -> None:
+    samples = [
+        Sample(prompt="", completion="<think>a</think>", answer=""),
+        Sample(prompt="", completion="<think> </think>", answer=""),
+    ]
+    figures = rollout_figures(rollout(), samples, torch.tensor([1.0, 0.0]), 2)
+    means = {name: float(x.total) / float(x.count) for name, x in figures.items()}  # type: ignore[union-attr]  # all are means
+    assert means == {
+        "reward": 0.5,
+        "groups/flat": 0.0,
+        "length/mean": 1.5,
+        "length/truncated": 0.5,
+        "share/reasoning": 0.5,
+    }
