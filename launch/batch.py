@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
+import torch
+from torch import Tensor
+
 __all__ = ["Splittable", "TensorBatch", "shaped"]
 
 
