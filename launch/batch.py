@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor
 
 __all__ = ["Splittable", "TensorBatch", "shaped"]
 
@@ -49,7 +48,7 @@ class TensorBatch:
     A batch is split along its first axis, in rows. A batch whose unit is larger (pairs, groups)
     overrides ``__len__`` and ``rows``.
 
-    >>> import torch
+    >>> from torch import Tensor
     >>> @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
     ... class Points(TensorBatch):
     ...     x: Tensor = shaped("B D")

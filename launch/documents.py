@@ -65,7 +65,7 @@ for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 _Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(str, _represent_text)
-_LineDumper.add_representer(str, _represent_text)
+_LineDumper.add_representer(list, yaml.SafeDumper.represent_list)
 
 
 def read_document(text: str, *, source: str) -> object:
