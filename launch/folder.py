@@ -19,9 +19,10 @@ from launch.errors import UsageError
 __all__ = ["Claim", "atomic_write", "check_claim", "claim", "holds_run"]
 
 LOCK = ".lock"
+OLD = ".overwritten"
 _SIGNS = ("config.yaml", "metrics.jsonl", "checkpoints")
-# What a run makes, and so what --overwrite removes; config.yaml last, so that a removal that was
-# cut short still says whose remains these are.
+# What a run makes, and so what --overwrite removes; config.yaml last, so that where this is cut
+# short it still says whose remains these are.
 _MADE = (
     "checkpoints",
     "stages",
@@ -40,7 +41,11 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class Claim:
-    """The right to write into a run folder, held until ``close`` or the death of the process."""
+    """The right to write into a run folder, held until ``close`` or the death of the process.
+
+    A run that is to be overwritten is only set aside until ``begin``, so that a run which stops
+    before any work, on a wrong setting, costs nothing.
+    """
 
     def __init__(self, path: Path, lock: int, *, made: tuple[Path, ...], before: set[str]) -> None:
         self.path = path
@@ -51,22 +56,32 @@ class Claim:
         self._lock = lock
         _open_claims.add(self)
 
+    def begin(self) -> None:
+        """Remove the run that is overwritten: work begins. A second call does nothing."""
+        shutil.rmtree(self.path / OLD, ignore_errors=True)
+
     def close(self) -> None:
         """Let others have the folder. A second call does nothing."""
+        if self._lock >= 0:
+            self.begin()
+        self._release()
+
+    def _release(self) -> None:
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)
 
     def discard(self) -> None:
-        """Close, and remove what the claim itself has made, unless more was written since.
+        """Close, and put everything back as it was, unless more was written than the config.
 
-        For a run that stops before any work, so that a wrong config leaves no folder.
+        For a run that stops before any work, so that a wrong setting leaves no folder.
         """
         if self._lock >= 0:
-            new = {entry.name for entry in self.path.iterdir()} - self._before
+            new = {entry.name for entry in self.path.iterdir()} - self._before - {OLD}
             if new <= {LOCK, "config.yaml"}:
                 for name in new:
                     (self.path / name).unlink()
+                _move_run(self.path / OLD, self.path)
                 for folder in self._made:
                     try:
                         folder.rmdir()
@@ -83,7 +98,7 @@ class Claim:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, UsageError):
+        if error is not None:
             self.discard()
         self.close()
 
@@ -94,7 +109,7 @@ _open_claims: weakref.WeakSet[Claim] = weakref.WeakSet()
 def _forget_claims() -> None:
     """Close the locks in a forked child: the lock must die with the run, not with its children."""
     for held in list(_open_claims):
-        held.close()
+        held._release()
 
 
 os.register_at_fork(after_in_child=_forget_claims)
@@ -133,13 +148,15 @@ def claim(
         path.mkdir(parents=True, exist_ok=True)
         before = {entry.name for entry in path.iterdir()}
         held = Claim(path, _lock(path), made=made, before=before)
+        held.begin()  # what a killed run had set aside
     except OSError as error:
         raise UsageError(f"the output folder {path} cannot be made: {_reason(error)}") from None
     try:
         # Once more under the lock: another run may have come and gone since the check.
         held.note = _refuse(path, config_yaml, resume, overwrite, resumable)
         if overwrite:
-            _remove_run(path)
+            (path / OLD).mkdir()
+            held._before -= _move_run(path, path / OLD)
         if config_yaml:
             atomic_write(path / "config.yaml", config_yaml)
     except OSError as error:
@@ -253,13 +270,12 @@ def _is_there(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _remove_run(path: Path) -> None:
-    for pattern in _MADE:
-        for made in path.glob(pattern):
-            if made.is_dir() and not made.is_symlink():
-                shutil.rmtree(made)
-            else:
-                made.unlink(missing_ok=True)
+def _move_run(source: Path, target: Path) -> set[str]:
+    """Move what a run makes from one folder to another; return the names."""
+    moved = [made for pattern in _MADE for made in source.glob(pattern)]
+    for made in moved:
+        made.rename(target / made.name)
+    return {made.name for made in moved}
 
 
 def _reason(error: OSError) -> str:

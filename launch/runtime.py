@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from launch.batch import Splittable
 from launch.checkpoint import Stateful
 from launch.config import resumable
 from launch.errors import UsageError
-from launch.folder import atomic_write, claim
+from launch.folder import Claim, atomic_write, claim
 from launch.metrics import Console, JsonLines, Metric, Phases, combine, truncate_lines
 from launch.signals import HeldSignals
 from launch.stepping import TrainingStep
@@ -98,22 +99,22 @@ class Runtime:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.backend = Backend(config.strategy, config.precision, processes, trackers)
-        self._claim = contextlib.ExitStack()
-        if output is not None:
-            self.backend.on_main(
-                lambda: self._claim.enter_context(
-                    claim(
-                        output,
-                        config_yaml,
-                        resume=resume,
-                        overwrite=overwrite,
-                        resumable=resumable,
-                    )
+        self._claim: Claim | None = None
+
+        def take() -> None:
+            if output is not None:
+                self._claim = claim(
+                    output, config_yaml, resume=resume, overwrite=overwrite, resumable=resumable
                 )
-            )
-        self._open(output)
-        if output is not None and trackers:
-            self.backend.on_main(lambda: self.backend.track(output / "trackers", output.name))
+
+        self.backend.on_main(take)
+        try:
+            self._open(output)
+            if output is not None and trackers:
+                self.backend.on_main(lambda: self.backend.track(output / "trackers", output.name))
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
 
     def _open(self, output: Path | None) -> None:
         """Start the state that a stage has of its own."""
@@ -248,6 +249,8 @@ class Runtime:
         ``save_every`` steps (0: never between) and at the end. SIGTERM and Ctrl-C finish the step,
         save, and exit with 128 + signal.
         """
+        if self._claim is not None:
+            self._claim.begin()
         done = self.restore(state) if self.resume else 0
         quiet = not self.is_main
         with (
@@ -382,7 +385,7 @@ class Runtime:
         stage = object.__new__(Runtime)
         stage.config, stage.seed = self.config, streams.key(self.seed, f"stage/{name}")
         stage.resume, stage.backend = self.resume, self.backend
-        stage._claim = contextlib.ExitStack()
+        stage._claim = self._claim
         folder = None if self.output is None else self.output / "stages" / name
         if folder is not None:
             self.backend.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
@@ -403,9 +406,7 @@ class Runtime:
 
     def close(self) -> None:
         """Close files, trackers and process groups, and free the run folder for others."""
-        self.close_files()
-        self.backend.end()
-        self._claim.close()
+        self.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
         return self
@@ -416,4 +417,7 @@ class Runtime:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close_files()
+        if self._claim is not None:  # a run that failed before any work leaves no folder behind
+            self._claim.__exit__(kind, error, trace)
+        self.backend.end()

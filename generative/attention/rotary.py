@@ -1,8 +1,10 @@
-r"""Rotary position embeddings (Su et al. 2021, arXiv:2104.09864), in the half-split layout.
+r"""Rotary position embeddings (Su et al. 2021, arXiv:2104.09864).
 
-Feature j of the first half of a head and feature j of the second half are the two coordinates
-that position p turns by the angle ``p * inverse_frequencies[j]``, as in Llama, Qwen and Mistral
-checkpoints. (The paper pairs neighbouring features; the two differ by a fixed permutation.)
+Position p turns the j-th pair of a head's features by the angle ``p * frequencies[j]``. The paper
+pairs neighbouring features; Llama, Qwen and Mistral checkpoints pair feature j of the first half
+with feature j of the second. A fixed permutation, ``neighbours``, leads from the latter to the
+former; scores do not change where queries and keys are permuted alike. With neighbours, a pair is
+a complex number and the turn is one multiplication, which is several times as fast.
 """
 
 from __future__ import annotations
@@ -10,48 +12,64 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["apply_rotary", "rotary_tables"]
+__all__ = ["apply_rotary", "neighbours", "rotary_turns", "turn"]
 
 
-def rotary_tables(
-    positions: Tensor, inverse_frequencies: Tensor, *, scaling: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    r"""Cosines and signed sines of every angle, as ``apply_rotary`` takes them.
+def rotary_turns(positions: Tensor, frequencies: Tensor, *, scaling: float = 1.0) -> Tensor:
+    r"""Return ``scaling * exp(i p f_j)``, complex64.
 
     Args:
         positions: ``(...)`` integers.
-        inverse_frequencies: ``(K/2,)``, radians per position.
-        scaling: Multiplies both tables (YaRN's attention factor).
+        frequencies: ``(K/2,)``, radians per position.
+        scaling: Multiplies queries and keys besides (YaRN's attention factor).
 
     Returns:
-        Cosines and sines, each ``(..., K)`` float32; the first half of the sines is negated.
+        ``(..., K/2)``.
 
-    >>> cos, sin = rotary_tables(torch.tensor([0, 1]), torch.tensor([torch.pi / 2]))
-    >>> cos.round().int().tolist(), sin.round().int().tolist()
-    ([[1, 1], [0, 0]], [[0, 0], [-1, 1]])
+    >>> turns = rotary_turns(torch.tensor([0, 1]), torch.tensor([torch.pi / 2]))
+    >>> torch.view_as_real(turns).round().int().tolist()
+    [[[1, 0]], [[0, 1]]]
     """
-    angles = positions[..., None].to(torch.float32) * inverse_frequencies.to(torch.float32)
+    angles = positions[..., None].to(torch.float32) * frequencies.to(torch.float32)
     cos, sin = angles.cos(), angles.sin()
     if scaling != 1.0:
         cos, sin = cos * scaling, sin * scaling
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    return torch.complex(cos, sin)
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    r"""Turn each pair of features by its position's angle.
+def turn(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn neighbouring features ``(..., K)`` by ``(..., K/2)``; the conjugate turns back.
+
+    >>> quarter = torch.tensor([1j])
+    >>> turn(torch.tensor([3.0, 4.0]), quarter)
+    tensor([-4.,  3.])
+    """
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    pairs = torch.view_as_complex(exact.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+
+
+def neighbours(width: int) -> Tensor:
+    """Return the permutation that puts the pairs of the half-split layout side by side.
+
+    >>> neighbours(6)
+    tensor([0, 3, 1, 4, 2, 5])
+    """
+    return torch.arange(width).view(2, -1).t().reshape(-1)
+
+
+def apply_rotary(x: Tensor, turns: Tensor) -> Tensor:
+    r"""Turn features in the half-split layout; the readable twin of ``turn``.
 
         y_1 = x_1 cos - x_2 sin,    y_2 = x_2 cos + x_1 sin
 
     Args:
         x: ``(..., K)``, queries or keys.
-        cos: Broadcasts to ``x``, from ``rotary_tables``.
-        sin: Likewise; its first half is negated. With ``-sin`` this is the inverse, and so the
-            gradient.
+        turns: ``(..., K/2)`` of ``rotary_turns``; broadcasts to the pairs of ``x``.
 
-    >>> cos, sin = rotary_tables(torch.tensor([1]), torch.tensor([torch.pi / 2]))
-    >>> apply_rotary(torch.tensor([[3.0, 4.0]]), cos, sin).round().int().tolist()
-    [[-4, 3]]
+    >>> apply_rotary(torch.tensor([3.0, 4.0]), torch.tensor([1j]))
+    tensor([-4.,  3.])
     """
-    half = x.shape[-1] // 2
-    swapped = x.unflatten(-1, (2, half)).flip(-2).flatten(-2)
-    return torch.addcmul(x * cos, swapped, sin)
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = turns.real, turns.imag
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -24,7 +24,7 @@ from posttrain.recipes.account import account
 from posttrain.recipes.evaluation import Evaluator, show_summary
 from posttrain.recipes.jobs import leave_model
 from posttrain.recipes.sources import DocumentSource, FromScratch
-from posttrain.rewards import Reward
+from posttrain.rewards import Reward, parse_reward
 from posttrain.rollout import Engine
 from posttrain.rollout.samples import as_samples
 from posttrain.trainers.policy import GRPOConfig, Probe, check_prompts, train_grpo
@@ -49,7 +49,7 @@ class R1Mini:
     longer: Task
     """Problems longer than those learnt from; only its held-out part is used."""
     demonstrations: DocumentSource
-    reward: Reward
+    reward: Reward = field(metadata={"parse": parse_reward})
     """What reinforcement learning pays for."""
     model: FromScratch = field(default_factory=FromScratch)
     cold_start: SFTConfig = field(default_factory=SFTConfig)

@@ -48,7 +48,7 @@ def r1_mini() -> R1Mini:
         reward=accuracy_and_format(),
         model=FromScratch(layers=4, width=64, heads=4),
         cold_start=SFTConfig(
-            steps=1_400,
+            steps=1_600,
             documents_per_step=32,
             row_length=256,
             shuffle=False,
@@ -58,7 +58,7 @@ def r1_mini() -> R1Mini:
         ),
         grpo=GRPOConfig(
             objective=GRPO(),
-            steps=60,
+            steps=100,
             prompts_per_step=32,
             group_size=8,
             sampling=Sampling(max_tokens=96),
@@ -94,7 +94,7 @@ def r1_zero_mini() -> R1Mini:
 
 
 def sft_mini() -> SFTJob:
-    """Half a minute of SFT from nothing, on worked sums."""
+    """Seconds of SFT from nothing, on worked sums."""
     return SFTJob(
         model=FromScratch(layers=2, width=64, heads=4, texts=500),
         data=WorkedSums(task=sums((2, 3), heldout=64), mixture=Mixture(first=1.0)),
@@ -110,16 +110,16 @@ def sft_mini() -> SFTJob:
 
 
 def grpo_mini() -> GRPOJob:
-    """Half a minute of GRPO on short sums, after a short SFT of its own."""
-    task = sums((2, 3), heldout=64)
+    """Seconds of GRPO on sums of two terms, after a short SFT of its own."""
+    task = sums((2, 2), heldout=16)
     return GRPOJob(
         model=FromScratch(layers=2, width=64, heads=4, texts=500),
         task=task,
         reward=accuracy_and_format(),
         warm_up=WarmUp(
-            data=WorkedSums(task=task, mixture=Mixture(first=0.5, reasoning=0.5)),
+            data=WorkedSums(task=task, mixture=Mixture(first=0.75, reasoning=0.35)),
             training=SFTConfig(
-                steps=150,
+                steps=240,
                 documents_per_step=32,
                 row_length=128,
                 shuffle=False,
@@ -131,7 +131,7 @@ def grpo_mini() -> GRPOJob:
         prompts_per_step=12,
         group_size=6,
         sampling=Sampling(max_tokens=48),
-        optimizer=AdamW(learning_rate=3e-4, eps=1e-6),
+        optimizer=AdamW(learning_rate=1e-3, eps=1e-6),
         schedule=Cosine(warmup=4, final=0.1),
         save_every=4,
         runtime=RuntimeConfig(threads=1),

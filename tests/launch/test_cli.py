@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from launch.config import flags, from_yaml, override
+from launch.recipe import find, recipes
 
 TOY = '''
 """A recipe that trains one weight."""
@@ -298,3 +300,20 @@ def test_the_process_is_left_as_it_was(toy: str) -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert main(["run", toy]) == 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_every_installed_recipe_shows_what_config_takes_back(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = find(name).load()
+    assert main(["show", name]) == 0
+    text = capsys.readouterr().out
+    assert from_yaml(text, job) == job
+    (tmp_path / "c.yaml").write_text(text)
+    assert main(["show", name, "--config", str(tmp_path / "c.yaml")]) == 0
+    assert capsys.readouterr().out == text
+    for flag in flags(job):
+        if flag.object_doc is None and flag.kind not in ("{KEY: VALUE}", "TEXT|none"):
+            assert override(job, {flag.key: flag.value}) == job, flag
+    assert main(["run", name, "--help"]) == 0

@@ -221,6 +221,31 @@ def test_discard_removes_only_what_the_claim_made(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "d").iterdir()] == ["notes.txt"]
 
 
+def test_an_error_before_any_work_discards(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), claim(tmp_path / "a", CONFIG):
+        raise KeyboardInterrupt
+    assert not (tmp_path / "a").exists()
+
+
+def test_discard_brings_an_overwritten_run_back(run: Path) -> None:
+    before = contents(run)
+    claim(run, "seed: 1\n", overwrite=True).discard()
+    assert contents(run) == before
+
+
+def test_an_overwritten_run_is_gone_once_work_begins(run: Path) -> None:
+    with claim(run, "seed: 1\n", overwrite=True) as held:
+        held.begin()
+        (run / "metrics.jsonl").touch()
+        held.discard()
+        assert {p.name for p in run.iterdir()} == {
+            "notes.txt",
+            "config.yaml",
+            "metrics.jsonl",
+            ".lock",
+        }
+
+
 def test_discard_leaves_a_run_that_was_to_go_on(run: Path) -> None:
     before = contents(run)
     claim(run, CONFIG, resume=True).discard()
