@@ -1,0 +1,87 @@
+"""Each recipe learns: its score moves beyond noise within seconds."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launch.optimizers import AdamW
+from launch.runtime import Runtime
+from posttrain.models import load_model
+from posttrain.recipes import tiny
+from posttrain.recipes.evaluation import Evaluator
+from posttrain.recipes.jobs import GRPOJob, SFTJob
+from posttrain.recipes.r1_mini import R1Mini
+from posttrain.recipes.sources import FromScratch, RawLines, WorkedSums
+from posttrain.rollout import Sampling
+
+
+def run(job: SFTJob | GRPOJob | R1Mini, output: Path) -> list[dict[str, float]]:
+    job.check()
+    with Runtime(job.runtime, output=output, seed=job.seed) as runtime:
+        job.run(runtime)
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def small(job: R1Mini) -> R1Mini:
+    """Return the same job on sums of three terms, with a smaller model and fewer steps."""
+    assert isinstance(job.demonstrations, WorkedSums | RawLines)
+    options = {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}
+    task = replace(job.task, options=options, heldout_size=64)  # type: ignore[type-var]  # ReasoningGym
+    longer = replace(job.longer, options=options | {"max_terms": 4}, heldout_size=16)  # type: ignore[type-var]  # ReasoningGym
+    grpo = replace(
+        job.grpo,
+        steps=25,
+        prompts_per_step=12,
+        optimizer=AdamW(learning_rate=1e-3, eps=1e-6),
+        sampling=Sampling(max_tokens=40),
+    )
+    return replace(
+        job,
+        task=task,
+        longer=longer,
+        demonstrations=replace(job.demonstrations, task=task),
+        model=FromScratch(layers=2, width=64, heads=4, texts=300),
+        cold_start=replace(job.cold_start, steps=400, save_every=0),
+        grpo=grpo,
+        evaluation=Evaluator(group_size=8, sampling=Sampling(max_tokens=40)),
+        problems=48,
+        probes=16,
+    )
+
+
+def test_sft_mini_learns(tmp_path: Path) -> None:
+    records = run(tiny.sft_mini(), tmp_path / "run")
+    losses = [record["loss"] for record in records]
+    assert sum(losses[-5:]) / 5 < 0.5 * losses[0]
+
+
+def test_grpo_mini_learns(tmp_path: Path) -> None:
+    job = tiny.grpo_mini()
+    records = run(job, tmp_path / "run")
+    rewards = [record["reward/accuracy"] for record in records]
+    first, last = sum(rewards[:3]) / 3, sum(rewards[-3:]) / 3
+    rows = 3 * job.prompts_per_step * job.group_size
+    deviation = (first * (1 - first) / rows + last * (1 - last) / rows) ** 0.5
+    assert last - first > 3 * deviation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [tiny.r1_mini, tiny.r1_zero_mini])
+def test_r1_mini_learns_to_reason(recipe: object, tmp_path: Path) -> None:
+    job = small(recipe())  # type: ignore[operator]  # a recipe
+    before, after = run(job, tmp_path / "run")
+    assert after["pass@1"] > before["pass@1"] + 0.15
+    assert after["share/reasoning"] > before["share/reasoning"] + 0.2
+    assert load_model(tmp_path / "run" / "model").stop_tokens
+    items = (tmp_path / "run" / "items.jsonl").read_text()
+    for name in ("What reinforcement learning did", "Accuracy and length", "before and after"):
+        assert name in items
+
+
+@pytest.mark.slow
+def test_control_reasons_from_the_start(tmp_path: Path) -> None:
+    before, after = run(small(tiny.r1_mini_control()), tmp_path / "run")
+    assert before["share/reasoning"] > 0.9
+    assert after["share/reasoning"] > 0.9
