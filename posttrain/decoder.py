@@ -1,0 +1,242 @@
+"""A functional forward pass over a Hugging Face model's own parameters, without copies.
+
+Llama, Qwen2, Qwen3 and Mistral differ in a few facts (biases, norms of queries and keys, widths,
+windows, rotary frequencies), all read off the modules. The tokens of many sequences lie end to
+end, so that linear layers never see padding, and prompts can be shared.
+
+Whatever a model has beyond these facts is found by ``unsupported`` and named; such a model is
+computed through its own ``forward`` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generative.attention.rotary import neighbours, rotary_turns
+from posttrain.decoder_attention import Heads, Layout, attend, rotate
+from posttrain.decoder_kernels import linear, rms_norm, swiglu
+
+__all__ = ["Decoder", "DecoderLayer", "has_dropout", "read_decoder", "unsupported"]
+
+_FAMILIES = ("Llama", "Qwen2", "Qwen3", "Mistral")
+_PARTS = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
+_ROPE = ("default", "linear", "llama3", "yarn")  # those whose frequencies never change
+_ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def unsupported(model: nn.Module) -> str | None:
+    """Return why the model cannot be computed here, or None if it can, exactly.
+
+    The test is on exact types: a subclass, an adapter, a quantised layer or a hook may change
+    what a module computes, so any of them is a reason.
+    """
+    family = type(model).__name__.removesuffix("ForCausalLM")
+    home = f"transformers.models.{family.lower()}.modeling_{family.lower()}"
+    if family not in _FAMILIES or type(model).__module__ != home:
+        return f"{type(model).__name__} is not a Llama, Qwen2, Qwen3 or Mistral causal LM"
+    for name, module in model.named_modules():
+        kind = type(module)
+        known = kind in (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU) or (
+            kind.__module__ == home and kind.__name__.removeprefix(family) in _PARTS
+        )
+        if not known and kind.__name__ not in ("SiLUActivation", "SiLU"):
+            return f"its module {name or 'itself'} is a {kind.__name__}"
+        if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
+            return f"its module {name or 'itself'} has a hook or another forward"
+    return _unsupported_config(model, family)
+
+
+def has_dropout(model: Any) -> bool:
+    """Whether a pass for training drops attention at random, which the decoder leaves out."""
+    return bool(model.training and model.config.attention_dropout)
+
+
+def _unsupported_config(model: Any, family: str) -> str | None:
+    config, rotary = model.config, model.model.rotary_emb
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}"
+    if rotary.rope_type not in _ROPE:
+        return f"its rotary frequencies are of type {rotary.rope_type}"
+    if 2 * len(rotary.inv_freq) != model.model.layers[0].self_attn.head_dim:
+        return "only a part of each head is rotated"
+    if config._attn_implementation not in _ATTENTION:
+        return f"its attention is {config._attn_implementation}"
+    if family == "Mistral" and "layer_types" in vars(config):
+        return "its layers are of several types"
+    embedding = model.model.embed_tokens
+    if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
+        return "its embedding renormalises or scales"
+    if len(model.model.layers) != config.num_hidden_layers:
+        return f"it has {len(model.model.layers)} layers, its config {config.num_hidden_layers}"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One layer's parameters, and the facts in which families differ."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    """``((H + 2 H_kv) K, D)``: the three projections one below another, features of queries and
+    keys permuted so that those turned together are neighbours."""
+    qkv_bias: Tensor | None
+    qk_norm: Tensor | None
+    """``(H + H_kv, K)``, Qwen3's weights of the norms of queries and keys, permuted likewise."""
+    output: nn.Linear
+    mlp_norm: Tensor
+    gate: nn.Linear
+    up: nn.Linear
+    down: nn.Linear
+    window: int | None
+    """Tokens that a query may look back over, itself included; None is all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A model's parameters as its forward pass uses them.
+
+    Read it anew for every pass: it holds the model's parameters themselves, but for queries, keys
+    and values, whose weights are joined (a small copy, through which gradients flow).
+    """
+
+    embedding: nn.Embedding
+    layers: tuple[DecoderLayer, ...]
+    norm: Tensor
+    head: nn.Linear
+    heads: Heads
+    eps: Tensor
+    frequencies: Tensor
+    rotary_scaling: float
+
+    @property
+    def size(self) -> int:
+        """Parameters that a token is multiplied by."""
+        layers = (
+            layer.qkv.numel() + sum(m.weight.numel() for m in (layer.output, layer.gate, layer.up, layer.down))
+            for layer in self.layers
+        )
+        return sum(layers) + self.head.weight.numel()
+
+    def turns(self, positions: Tensor) -> Tensor:
+        """Return the rotation of ``positions``, ``(..., K/2)`` complex64."""
+        return rotary_turns(positions, self.frequencies, scaling=self.rotary_scaling)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return ``(N, D)`` embeddings of ``(N,)`` tokens."""
+        return F.embedding(tokens, self.embedding.weight, self.embedding.padding_idx)
+
+    def project(self, layer: DecoderLayer, x: Tensor) -> Tensor:
+        """Return ``(N, (H + 2 H_kv) K)`` queries, keys and values, before they are rotated."""
+        h = rms_norm(x, layer.input_norm, self.eps)
+        qkv = linear(h, layer.qkv, layer.qkv_bias)
+        if layer.qk_norm is None:
+            return qkv
+        turned = self.heads.queries + self.heads.keys
+        n = turned * self.heads.width
+        qk = qkv[:, :n].unflatten(1, (turned, self.heads.width))
+        qk = rms_norm(qk, layer.qk_norm, self.eps).flatten(1)
+        return torch.cat((qk.to(qkv.dtype), qkv[:, n:]), dim=1)
+
+    def mlp(self, layer: DecoderLayer, x: Tensor) -> Tensor:
+        """Return ``x`` plus what the layer's feed-forward part adds to it."""
+        h = rms_norm(x, layer.mlp_norm, self.eps)
+        gate = linear(h, layer.gate.weight, layer.gate.bias)
+        up = linear(h, layer.up.weight, layer.up.bias)
+        return x + linear(swiglu(gate, up), layer.down.weight, layer.down.bias)
+
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        layout: Layout,
+        wanted: Tensor,
+        record: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Run all layers over many sequences at once.
+
+        Args:
+            tokens: ``(N,)`` int64, sequences end to end.
+            positions: ``(N,)``, each token's place for its rotary angle.
+            layout: Where the sequences are.
+            wanted: ``(M,)`` int64, the tokens whose hidden states are returned; the last layer
+                does no more than these need.
+            record: Given each layer's number and its rotated ``(N, (H + 2 H_kv) K)``.
+
+        Returns:
+            ``(M, D)``, after the last norm: what the head multiplies.
+        """
+        x = self.embed(tokens)
+        turned = self.heads.queries + self.heads.keys
+        turns = self.turns(positions)[:, None].expand(-1, turned, -1).flatten(1)
+        for i, layer in enumerate(self.layers):
+            qkv = rotate(self.project(layer, x), turns)
+            if record is not None:
+                record(i, qkv)
+            attended = attend(qkv, self.heads, layout, layer.window)
+            if layer is self.layers[-1]:
+                attended, x = attended.index_select(0, wanted), x.index_select(0, wanted)
+            x = x + linear(attended, layer.output.weight, layer.output.bias)
+            x = self.mlp(layer, x)
+        return self.final_norm(x)
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """Return what the head multiplies."""
+        return rms_norm(x, self.norm, self.eps)
+
+
+def read_decoder(model: Any) -> Decoder:
+    """Read a model's parameters; call ``unsupported`` first."""
+    inner = model.model
+    attention = inner.layers[0].self_attn
+    width = attention.head_dim
+    queries = attention.q_proj.out_features // width
+    keys = attention.k_proj.out_features // width
+    weight = inner.norm.weight
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    return Decoder(
+        embedding=inner.embed_tokens,
+        layers=tuple(_read_layer(layer, model.config, queries, keys) for layer in inner.layers),
+        norm=weight,
+        head=model.lm_head,
+        heads=Heads(queries=queries, keys=keys, width=width, scale=attention.scaling),
+        eps=torch.tensor(inner.norm.variance_epsilon, dtype=exact, device=weight.device),
+        frequencies=inner.rotary_emb.inv_freq,
+        rotary_scaling=inner.rotary_emb.attention_scaling,
+    )
+
+
+def _read_layer(layer: Any, config: Any, queries: int, keys: int) -> DecoderLayer:
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    biases = [projection.bias for projection in projections]
+    order = neighbours(attention.head_dim).to(attention.q_proj.weight.device)
+    heads = torch.arange(queries + keys, device=order.device)[:, None] * len(order) + order
+    values = torch.arange(heads.numel(), heads.numel() + keys * len(order), device=order.device)
+    rows = torch.cat((heads.view(-1), values))
+    qk_norm = None
+    if hasattr(attention, "q_norm"):
+        norms = (attention.q_norm.weight[order], attention.k_norm.weight[order])
+        qk_norm = torch.cat([w.expand(n, -1) for w, n in zip(norms, (queries, keys), strict=True)])
+    if type(attention).__name__ == "MistralAttention":
+        window = config.sliding_window
+    else:
+        window = getattr(attention, "sliding_window", None)
+    return DecoderLayer(
+        input_norm=layer.input_layernorm.weight,
+        qkv=torch.cat([projection.weight for projection in projections]).index_select(0, rows),
+        qkv_bias=None if biases[0] is None else torch.cat(biases).index_select(0, rows),
+        qk_norm=qk_norm,
+        output=attention.o_proj,
+        mlp_norm=layer.post_attention_layernorm.weight,
+        gate=mlp.gate_proj,
+        up=mlp.up_proj,
+        down=mlp.down_proj,
+        window=window,
+    )

@@ -1,0 +1,126 @@
+"""Log-probabilities through a model's own ``forward``, for models that the decoder does not know.
+
+Whatever stands between hidden states and logits (a scale, a cap) is the model's own, hence right.
+Every document is a row of its own, so packed documents cannot leak into each other; a few rows at
+a time are run, and run again in the backward pass, so logits of the whole batch never exist.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["call_model", "portable_log_probs"]
+
+_LOGITS = 1 << 22  # at a time, unless one row has more
+
+
+def call_model(model: nn.Module, tokens: Tensor, **named: Tensor) -> Tensor:
+    """Return ``(B, T, V)`` logits of ``(B, T)`` tokens, in at least float32.
+
+    ``named`` (``attention_mask``, ``position_ids``) is left out where ``forward`` does not take
+    it and the value says no more than its absence.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    known = {name: x for name, x in named.items() if takes_all or name in parameters}
+    cache = {"use_cache": False} if "use_cache" in parameters else {}
+    output = model(tokens, **known, **cache)
+    logits = output if isinstance(output, Tensor) else output.logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def portable_log_probs(
+    model: nn.Module,
+    tokens: Tensor,
+    wanted: Tensor,
+    starts: Tensor,
+    position_ids: Tensor | None,
+    temperature: float,
+    *,
+    with_entropy: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return ``(B, T)`` log-probs and entropies.
+
+    Args:
+        model: Anything whose ``forward`` gives logits.
+        tokens: ``(B, T)``.
+        wanted: ``(B, T)`` bool, never True at a document's first column.
+        starts: ``(B, T)`` bool, True at each document's first column.
+        position_ids: ``(B, T)`` or None.
+        temperature: Divides the logits.
+        with_entropy: Otherwise the entropies are zeros.
+    """
+    out = torch.zeros(tokens.numel(), dtype=torch.float32, device=tokens.device)
+    entropy = torch.zeros_like(out)
+    if not bool(wanted.any()):
+        one = torch.zeros((1, 1), dtype=torch.int64, device=tokens.device)
+        nothing = 0.0 * call_model(model, one).sum()
+        return (out + nothing).view(tokens.shape), entropy.view(tokens.shape)
+    places, figures = [], []
+    vocabulary = _vocabulary(model)
+    flat = tokens.reshape(-1).long()
+    for rows in _rows(wanted, starts, max(1, _LOGITS // vocabulary)):
+        real = rows >= 0
+        fed = flat[rows.clamp(min=0)].masked_fill(~real, 0)
+        named = {"attention_mask": real.long()}
+        if position_ids is not None:
+            positions = position_ids.reshape(-1)[rows.clamp(min=0)].masked_fill(~real, 0)
+            if bool((positions[:, 0] != 0).any()):
+                named["position_ids"] = positions
+        follows = wanted.view(-1)[(rows + 1).clamp(max=wanted.numel() - 1)] & real
+        columns = rows[follows] + 1
+        found, spread = checkpoint(
+            _chosen, model, fed, named, follows, flat[columns], temperature, use_reentrant=False
+        )
+        places.append(columns)
+        figures.append(found)
+        if with_entropy:
+            entropy[columns] = spread
+    out = out.index_copy(0, torch.cat(places), torch.cat(figures).to(torch.float32))
+    return out.view(tokens.shape), entropy.view(tokens.shape)
+
+
+def _chosen(
+    model: nn.Module,
+    fed: Tensor,
+    named: dict[str, Tensor],
+    follows: Tensor,
+    targets: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    logits = call_model(model, fed, **named)[follows] / temperature
+    log_probs = torch.log_softmax(logits, -1)
+    with torch.no_grad():
+        spread = -(log_probs.exp() * log_probs).sum(-1).to(torch.float32)
+    return log_probs.gather(1, targets[:, None]).squeeze(1), spread
+
+
+def _vocabulary(model: nn.Module) -> int:
+    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    return size if isinstance(size, int) and size > 0 else 1 << 15
+
+
+def _rows(wanted: Tensor, starts: Tensor, tokens_at_once: int) -> Iterator[Tensor]:
+    """Yield ``(S, L)`` flat indices of documents of similar length; -1 is padding.
+
+    A document reaches to the token before its last wanted one; those without one are left out.
+    """
+    first = starts.view(-1).nonzero().view(-1)
+    document = starts.view(-1).cumsum(0) - 1
+    columns = wanted.reshape(-1).nonzero().view(-1)
+    lengths = torch.zeros_like(first)
+    lengths.scatter_reduce_(0, document[columns], columns - first[document[columns]], "amax")
+    order = lengths.argsort(descending=True, stable=True)
+    order = order[lengths[order] > 0]
+    done = 0
+    while done < len(order):
+        longest = int(lengths[order[done]])
+        some = order[done : done + max(1, tokens_at_once // longest)]
+        place = torch.arange(longest, device=wanted.device)
+        yield torch.where(place < lengths[some, None], first[some, None] + place, -1)
+        done += len(some)

@@ -1,0 +1,207 @@
+"""Sampling completions from a policy while it is being trained."""
+
+from __future__ import annotations
+
+import warnings
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import accumulate, chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from launch.backends import unwrap
+from posttrain.decoder import Decoder, read_decoder, unsupported
+from posttrain.rollout.batch import Rollout, Sampling
+from posttrain.rollout.completion import Completions, Session, complete
+from posttrain.rollout.decoding import Decoding
+from posttrain.rollout.portable import Portable, evaluating
+from posttrain.rollout.sampling import completion_keys
+
+__all__ = ["Engine"]
+
+_CACHE_BYTES = 4 << 30
+"""Beyond this, prompts are taken in turns; the result is the same."""
+
+
+class Engine:
+    """Draws completions: token-in, token-out, from the model's own parameters, without copies.
+
+    An optimizer's update is seen by the next ``generate``. Llama, Qwen2, Qwen3 and Mistral models
+    have a decoder of their own; others run through ``model.forward``, which a warning says.
+
+    Args:
+        model: A causal language model, or one prepared by a runtime.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        inner = unwrap(model)
+        if isinstance(inner, nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        self.model: Any = inner
+        self._warned = False
+        self._decodable()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        group_size: int = 1,
+        *,
+        seeds: Sequence[int] | None = None,
+    ) -> Rollout:
+        """Sample ``group_size`` completions of each prompt.
+
+        Completion g of a prompt depends on the prompt, its seed, g, the weights and ``sampling``
+        alone, up to float rounding: not on other prompts, their order, ``group_size`` or any
+        global random state.
+
+        Args:
+            prompts: P sequences of token ids, none of them empty.
+            sampling: Temperature, top-k, top-p, stop tokens, the most tokens.
+            group_size: G.
+            seeds: One integer a prompt; 0, 1, ... by default.
+
+        Returns:
+            Row ``p * group_size + g`` is completion g of prompt p. The model's training mode and
+            gradients are as before.
+        """
+        rows = self._prompts(prompts, sampling.max_tokens)
+        if group_size < 1:
+            raise ValueError(f"group_size={group_size}: a prompt needs at least one completion")
+        seeds = range(len(rows)) if seeds is None else seeds
+        if len(seeds) != len(rows):
+            raise ValueError(
+                f"got {len(seeds)} seeds for {len(rows)} prompts: give one integer per prompt"
+            )
+        device = next(self.model.parameters()).device
+        keys = completion_keys(seeds, group_size).to(device)
+        into = Completions(len(keys), sampling, device)
+        decodable = self._decodable()
+        with _sampling_mode(self.model, decodable):
+            for session, turn in self._sessions(rows, group_size, sampling.max_tokens, decodable):
+                places = torch.tensor(turn, device=device)[:, None] * group_size
+                chosen = (places + torch.arange(group_size, device=device)).view(-1)
+                complete(session, chosen, keys, sampling, into)
+        return _assembled(rows, group_size, into, _padding(self.model))
+
+    def _decodable(self) -> bool:
+        reason = unsupported(self.model)
+        if reason is not None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"sampling runs through model.forward, which is slower: {reason}", stacklevel=3
+            )
+        return reason is None
+
+    def _prompts(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Tensor]:
+        """Return the prompts as tensors, or raise ValueError for what cannot be continued."""
+        rows = [row.tolist() if isinstance(row, Tensor) else list(row) for row in prompts]
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        for p, row in enumerate(rows):
+            if not row:
+                raise ValueError(
+                    f"prompt {p} is empty: the model continues at least one token; begin with the "
+                    "tokenizer's bos token"
+                )
+            if most is not None and len(row) + max_tokens > most:
+                raise ValueError(
+                    f"prompt {p} has {len(row)} tokens; with max_tokens={max_tokens} that is "
+                    f"beyond the model's {most} positions: shorten the prompt or max_tokens"
+                )
+        flat = torch.tensor(list(chain.from_iterable(rows)) or [0])
+        if flat.dtype != torch.int64 or flat.dim() != 1:
+            raise ValueError(f"prompts hold {flat.dtype} values, expected integer token ids")
+        wrong = ((flat < 0) | (flat >= vocabulary)).nonzero().view(-1)
+        if len(wrong):
+            ends = list(accumulate(len(row) for row in rows))
+            raise ValueError(
+                f"prompt {bisect_right(ends, int(wrong[0]))} has token {int(flat[wrong[0]])}, but "
+                f"the model's ids go from 0 to {vocabulary - 1}: was it encoded with another "
+                "tokenizer?"
+            )
+        return list(flat.split([len(row) for row in rows])) if rows else []
+
+    def _sessions(
+        self, rows: Sequence[Tensor], group_size: int, max_tokens: int, decodable: bool
+    ) -> Iterator[tuple[Session, list[int]]]:
+        """Yield what completes some of the prompts, and which."""
+        if decodable:
+            decoder = read_decoder(self.model)
+            for turn in _turns(rows, decoder, group_size, max_tokens):
+                yield Decoding(decoder, [rows[p] for p in turn], group_size, max_tokens), turn
+        else:
+            for turn in _equally_long(rows):
+                yield Portable(self.model, [rows[p] for p in turn], group_size), turn
+
+
+@contextmanager
+def _sampling_mode(model: Any, decodable: bool) -> Iterator[None]:
+    """Gradients, autocast and, where the model's own forward runs, dropout are off inside."""
+    with ExitStack() as stack:
+        # A forward may keep what it computes (rotary tables), so it gets no inference tensors.
+        stack.enter_context(torch.inference_mode() if decodable else torch.no_grad())
+        stack.enter_context(torch.autocast(model.device.type, enabled=False))
+        if not decodable:
+            stack.enter_context(evaluating(model))
+        yield
+
+
+def _turns(
+    rows: Sequence[Tensor], decoder: Decoder, group_size: int, max_tokens: int
+) -> Iterator[list[int]]:
+    """Split the prompts so that the caches of those run together fit."""
+    if not rows:
+        return
+    heads, weight = decoder.heads, decoder.embedding.weight
+    token = 2 * len(decoder.layers) * heads.keys * heads.width * weight.element_size()
+    longest = max(len(row) for row in rows)
+    at_once = max(1, _CACHE_BYTES // (token * group_size * (longest + max_tokens)))
+    for first in range(0, len(rows), at_once):
+        yield list(range(first, min(first + at_once, len(rows))))
+
+
+def _equally_long(rows: Sequence[Tensor]) -> list[list[int]]:
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for p, row in enumerate(rows):
+        by_length[len(row)].append(p)
+    return list(by_length.values())
+
+
+def _padding(model: Any) -> int:
+    token = getattr(model.config, "pad_token_id", None)
+    return token if isinstance(token, int) else 0
+
+
+def _assembled(
+    rows: Sequence[Tensor], group_size: int, into: Completions, padding: int
+) -> Rollout:
+    """Put prompts and completions side by side."""
+    device = into.tokens.device
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device)
+    lengths = lengths.repeat_interleave(group_size)[:, None]
+    ends = lengths + into.lengths[:, None]
+    width = int(ends.max()) if len(rows) else 0
+    columns = torch.arange(width, device=device)
+    mask = (columns >= lengths) & (columns < ends)
+    tokens = torch.full(mask.shape, padding, dtype=torch.int64, device=device)
+    for p, row in enumerate(rows):
+        tokens[p * group_size : (p + 1) * group_size, : len(row)] = row.to(device)
+    sources = (columns - lengths).clamp(0, len(into.tokens) - 1)
+
+    def placed(x: Tensor) -> Tensor:
+        return x.t().gather(1, sources).masked_fill_(~mask, 0)
+
+    old = placed(into.log_probs)
+    tempered = old if into.tempered is into.log_probs else placed(into.tempered)
+    return Rollout(
+        tokens=torch.where(mask, placed(into.tokens), tokens),
+        mask=mask,
+        old_log_probs=old,
+        tempered_log_probs=tempered,
+        finish_reasons=["stop" if stopped else "length" for stopped in into.stopped.tolist()],
+    )

@@ -1,0 +1,141 @@
+"""The recipes for real checkpoints, through the command line, on a small folder."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from launch.cli import main
+from posttrain.models import load_model, save_model, tiny_model, train_tokenizer
+
+QUESTIONS = [
+    {"question": f"What is {a} plus {b}?", "answer": f"{a + b}"} for a in range(5) for b in range(5)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("checkpoints")
+    texts = [
+        f"{row['question']} {row['answer']} {''.join(map(chr, range(32, 127)))}"
+        for row in QUESTIONS
+    ]
+    lm = tiny_model(train_tokenizer(texts, vocabulary=160), layers=1, width=16, heads=2)
+    save_model(lm.model, lm.tokenizer, place / "model")
+    lines = [
+        json.dumps(row | {"answer": f"By counting.\n#### {row['answer']}"}) for row in QUESTIONS
+    ]
+    (place / "gsm8k.jsonl").write_text("\n".join(lines))
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": row["question"]},
+                {"role": "assistant", "content": row["answer"]},
+            ]
+        }
+        for row in QUESTIONS
+    ]
+    (place / "chat.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def records(output: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in Path(output, "metrics.jsonl").read_text().splitlines()]
+
+
+def grpo(output: str, *more: str) -> int:
+    flags = ["--steps", "2", "--prompts_per_step", "3", "--sampling.max_tokens", "5"]
+    start = ["run", "grpo", "--model", "model", "--output", output]
+    return main([*start, *flags, *(more or ("--task", "gsm8k.jsonl"))])
+
+
+def test_grpo_trains_a_folder_and_leaves_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert grpo("grpo") == 0
+    assert [record["step"] for record in records("grpo")] == [1, 2]
+    load_model("grpo/model")
+    assert capsys.readouterr().out.splitlines()[-1] == str(Path("grpo/report.html"))
+
+
+def test_grpo_takes_the_users_own_reward(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "my_module.py").write_text(
+        "def my_reward(samples):\n    return [len(s.tokens) / 5 for s in samples]\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    assert grpo("own", "--task", "gsm8k.jsonl", "--reward", "my_module:my_reward") == 0
+    assert all(0 < record["reward"] <= 1 for record in records("own"))
+
+
+def test_sft_trains_on_conversations() -> None:
+    flags = ["--data", "chat.jsonl", "--steps", "3", "--row_length", "64"]
+    assert main(["run", "sft", "--model", "model", "--output", "sft", *flags]) == 0
+    assert len(records("sft")) == 3
+    load_model("sft/model")
+
+
+def test_eval_prints_figures_and_leaves_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    before = set(Path().iterdir())
+    flags = ["--task", "gsm8k.jsonl", "--problems", "4", "--group_size", "2"]
+    flags += ["--sampling.max_tokens", "5"]
+    assert main(["run", "eval", "--model", "model", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "pass@1" in out
+    assert "maj@2" in out
+    assert set(Path().iterdir()) == before
+
+
+def test_chat_answers_each_line_and_leaves_no_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(Path().iterdir())
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is 1 plus 1?\n\nWhat is 2 plus 2?\n"))
+    assert main(["run", "chat", "--model", "model", "--sampling.max_tokens", "3"]) == 0
+    assert capsys.readouterr().out
+    assert set(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["run", "grpo"], "no model is given: add --model FOLDER"),
+        (["run", "grpo", "--model", "model"], "no task is given"),
+        (["run", "grpo", "--model", "absent", "--task", "gsm8k.jsonl"], "absent"),
+        (["run", "grpo", "--model", "model", "--task", "absent.jsonl"], "absent.jsonl"),
+        (["run", "grpo", "--model", "model", "--task", "bad.jsonl"], "bad.jsonl, line 2"),
+        (["run", "grpo", "--model", "model", "--task", "few.jsonl"], "1 prompts"),
+        (["run", "grpo", "--model", "empty", "--task", "gsm8k.jsonl"], "empty"),
+        (["run", "grpo", "--model", "cut", "--task", "gsm8k.jsonl"], "model.safetensors"),
+        (["run", "grpo", "--model", "model", "--task", "chain_sun"], "chain_sum"),
+        (["run", "sft", "--model", "model"], "no data is given: add --data"),
+        (["run", "sft", "--model", "model", "--data", "bad.jsonl"], "bad.jsonl"),
+        (
+            ["run", "eval", "--model", "model", "--task", "gsm8k.jsonl", "--problems", "0"],
+            "problems=0",
+        ),
+        (
+            ["run", "eval", "--model", "model", "--task", "gsm8k.jsonl", "--group_size", "0"],
+            "group_size=0",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(
+    flags: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bad.jsonl").write_text('{"question": "a", "answer": "1"}\n{"question": \n')
+    Path("few.jsonl").write_text('{"question": "a", "answer": "1"}\n')
+    Path("empty").mkdir(exist_ok=True)
+    if not Path("cut").exists():
+        load = load_model("model")
+        save_model(load.model, load.tokenizer, "cut")
+        weights = Path("cut/model.safetensors")
+        weights.write_bytes(weights.read_bytes()[:-100])
+    assert main([*flags, "--output", "refused"] if "chat" not in flags else flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not Path("refused").exists()
