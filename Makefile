@@ -14,7 +14,7 @@ setup: .venv/ready
 	@touch $@
 
 demo: .venv/ready
-	$(BIN)/monro run r1-mini --output runs/r1-mini --overwrite
+	$(BIN)/monro run r1-mini --output runs/r1-mini --resume
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q
