@@ -12,17 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generative.attention.rotary import neighbours, rotary_turns
-from posttrain.decoder_attention import Heads, Layout, attend, rotate
+from posttrain.decoder_attention import attend, rotate
 from posttrain.decoder_kernels import linear, rms_norm, swiglu
+from posttrain.decoder_layout import Heads, Layout
 
-__all__ = ["Decoder", "DecoderLayer", "has_dropout", "read_decoder", "unsupported"]
+__all__ = ["Decoder", "DecoderLayer", "Untyped", "has_dropout", "read_decoder", "unsupported"]
+
+Untyped: TypeAlias = Any  # a transformers model or a part of one: their attributes have no types
 
 _FAMILIES = ("Llama", "Qwen2", "Qwen3", "Mistral")
 _PARTS = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
@@ -53,12 +56,12 @@ def unsupported(model: nn.Module) -> str | None:
     return _unsupported_config(model, family)
 
 
-def has_dropout(model: Any) -> bool:
+def has_dropout(model: Untyped) -> bool:
     """Whether a pass for training drops attention at random, which the decoder leaves out."""
     return bool(model.training and model.config.attention_dropout)
 
 
-def _unsupported_config(model: Any, family: str) -> str | None:
+def _unsupported_config(model: Untyped, family: str) -> str | None:
     config, rotary = model.config, model.model.rotary_emb
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}"
@@ -119,7 +122,8 @@ class Decoder:
     def size(self) -> int:
         """Parameters that a token is multiplied by."""
         layers = (
-            layer.qkv.numel() + sum(m.weight.numel() for m in (layer.output, layer.gate, layer.up, layer.down))
+            layer.qkv.numel()
+            + sum(m.weight.numel() for m in (layer.output, layer.gate, layer.up, layer.down))
             for layer in self.layers
         )
         return sum(layers) + self.head.weight.numel()
@@ -191,7 +195,7 @@ class Decoder:
         return rms_norm(x, self.norm, self.eps)
 
 
-def read_decoder(model: Any) -> Decoder:
+def read_decoder(model: Untyped) -> Decoder:
     """Read a model's parameters; call ``unsupported`` first."""
     inner = model.model
     attention = inner.layers[0].self_attn
@@ -212,7 +216,7 @@ def read_decoder(model: Any) -> Decoder:
     )
 
 
-def _read_layer(layer: Any, config: Any, queries: int, keys: int) -> DecoderLayer:
+def _read_layer(layer: Untyped, config: Untyped, queries: int, keys: int) -> DecoderLayer:
     attention, mlp = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     biases = [projection.bias for projection in projections]

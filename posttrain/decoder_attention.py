@@ -7,9 +7,7 @@ prefix, its prompt, whose keys and values are computed once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,93 +15,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from generative.attention.rotary import turn
+from posttrain.decoder_layout import Block, Heads, Layout
+from posttrain.decoder_short_attention import AttendShort, is_short
 
-__all__ = ["Block", "Heads", "Layout", "attend", "attend_densely", "rotate"]
+__all__ = ["attend", "attend_densely", "rotate"]
 
-_SMALL_KEYS = 128
-_SMALL_SCORES = 1 << 23
+Context: TypeAlias = Any  # torch's, which takes any attribute
+
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """How a row of ``(H + 2 H_kv) K`` features splits into queries, keys and values."""
-
-    queries: int
-    keys: int
-    width: int
-    scale: float
-    """Multiplies the scores, usually ``K ** -0.5``."""
-
-    def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``(S, T, H_kv, H / H_kv, K)`` queries and ``(S, T, H_kv, K)`` keys and values."""
-        n, m, k = self.queries * self.width, self.keys * self.width, self.width
-        queries = qkv[..., :n].unflatten(-1, (self.keys, -1, k))
-        keys, values = qkv[..., n : n + m], qkv[..., n + m :]
-        return queries, keys.unflatten(-1, (-1, k)), values.unflatten(-1, (-1, k))
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Sequences side by side, padded on the right to the same length T."""
-
-    tokens: Tensor
-    """``(S, T)`` int64: where each slot's token lies among the N; padding points anywhere."""
-    lengths: Tensor
-    """``(S,)`` int64: slots of each sequence that are not padding."""
-    padding: Tensor
-    """Flat indices of the padding slots; empty where all sequences have length T."""
-    start: int | None
-    """Where the block begins if it is a plain run of the N tokens; None if it must be gathered."""
-    prefix: int | None = None
-    """The earlier block whose sequence s // G is what this block's sequence s continues."""
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """Return ``(S, T, F)`` of the ``(N, F)`` rows; padding slots hold anything finite."""
-        s, t = self.tokens.shape
-        if self.start is not None:
-            return rows[self.start : self.start + s * t].view(s, t, -1)
-        return rows.index_select(0, self.tokens.view(-1)).view(s, t, -1)
-
-    def bias(self, like: Tensor) -> Tensor | None:
-        """Return ``(S, 1, 1, T)``: 0 at tokens, -inf at padding; None without padding."""
-        if not len(self.padding):
-            return None
-        bias = like.new_zeros(self.tokens.shape)
-        bias.view(-1)[self.padding] = -torch.inf
-        return bias[:, None, None]
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where every sequence lies among N tokens."""
-
-    blocks: tuple[Block, ...]
-    slots: Tensor | None
-    """``(N,)`` int64: each token's slot, counted over the blocks one after another; None where
-    the blocks are the N tokens in order."""
-    real: int
-    """Tokens from here on belong to no sequence; they only round N up."""
-    longest: int
-    """Most tokens that a query may look back over, itself included."""
-
-    def ungather(self, parts: Sequence[Tensor]) -> Tensor:
-        """Return ``(N, F)`` rows from the blocks' ``(S, T, F)``."""
-        flat = [part.reshape(-1, part.shape[-1]) for part in parts]
-        rows = flat[0] if len(flat) == 1 else torch.cat(flat)
-        return rows if self.slots is None else rows.index_select(0, self.slots)
-
-
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, turns: Tensor) -> Tensor:
+    def forward(ctx: Context, qkv: Tensor, turns: Tensor) -> Tensor:
         ctx.save_for_backward(turns)
         return _turned(qkv, turns)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None]:
         (turns,) = ctx.saved_tensors
         return _turned(grad, turns.conj()), None
 
@@ -115,7 +46,7 @@ def _turned(qkv: Tensor, turns: Tensor) -> Tensor:
 
 def rotate(qkv: Tensor, turns: Tensor) -> Tensor:
     """Turn the queries and keys of ``(N, F)`` rows by ``(N, (H + H_kv) K/2)``; values stay."""
-    return _Rotate.apply(qkv, turns)
+    return _Rotate.apply(qkv, turns)  # type: ignore[no-untyped-call]  # torch's
 
 
 def attend(qkv: Tensor, heads: Heads, layout: Layout, window: int | None = None) -> Tensor:
@@ -133,9 +64,9 @@ def attend(qkv: Tensor, heads: Heads, layout: Layout, window: int | None = None)
     narrow = window is not None and window < layout.longest
     if qkv.device.type != "cpu" or qkv.dtype not in (torch.float32, torch.float64) or narrow:
         return attend_densely(qkv, heads, layout, window)
-    if all(_is_small(block, heads, layout) for block in layout.blocks):
-        return _AttendSmall.apply(qkv, heads, layout)
-    return _AttendFlash.apply(qkv, heads, layout)
+    if is_short(heads, layout):
+        return AttendShort.apply(qkv, heads, layout)  # type: ignore[no-untyped-call]  # torch's
+    return _AttendFlash.apply(qkv, heads, layout)  # type: ignore[no-untyped-call]  # torch's
 
 
 def attend_densely(qkv: Tensor, heads: Heads, layout: Layout, window: int | None = None) -> Tensor:
@@ -179,144 +110,6 @@ def attend_densely(qkv: Tensor, heads: Heads, layout: Layout, window: int | None
     return layout.ungather(outputs)
 
 
-def _is_small(block: Block, heads: Heads, layout: Layout) -> bool:
-    """Whether a matrix of all scores is better than flash attention's many small tiles."""
-    s, t = block.tokens.shape
-    keys = t if block.prefix is None else t + layout.blocks[block.prefix].tokens.shape[1]
-    return keys <= _SMALL_KEYS and s * heads.queries * t * keys <= _SMALL_SCORES
-
-
-class _AttendSmall(torch.autograd.Function):
-    """Scores as matrices, batched over sequences and heads; for short sequences.
-
-    Within a block, features are ordered (p, h, g, r, t): prompt, key head, completion, query head
-    of the key head, token. So one product serves all completions of a prompt.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: Heads, layout: Layout) -> Tensor:
-        ctx.heads, ctx.layout = heads, layout
-        parts = [_small_parts(block, block.gather(qkv), heads, layout) for block in layout.blocks]
-        saved, outputs = [], []
-        for block, (queries, keys, values) in zip(layout.blocks, parts, strict=True):
-            s, t = block.tokens.shape
-            mask = torch.full((t, t), -torch.inf, dtype=qkv.dtype).triu_(1)
-            mask = mask.expand(heads.queries // heads.keys, t, t).reshape(-1, t)
-            own = torch.baddbmm(mask, queries, keys.transpose(1, 2))
-            if block.prefix is None:
-                weights = torch.softmax(own, -1)
-                output = torch.bmm(weights, values)
-            else:
-                _, more_keys, more_values = parts[block.prefix]
-                together = queries.view(len(more_keys), -1, heads.width)
-                of_prefix = torch.bmm(together, more_keys.transpose(1, 2))
-                bias = layout.blocks[block.prefix].bias(qkv)
-                if bias is not None:
-                    of_prefix.view(len(bias), -1, bias.shape[-1]).add_(bias[:, 0])
-                of_prefix = of_prefix.view(*own.shape[:2], -1)
-                weights = torch.softmax(torch.cat((of_prefix, own), -1), -1)
-                n = of_prefix.shape[-1]
-                output = torch.bmm(weights[..., :n].view(len(more_keys), -1, n), more_values)
-                output = output.view(queries.shape).baddbmm_(weights[..., n:], values)
-            saved += [queries, keys, values, weights]
-            outputs.append(_from_small(output, block, heads, layout))
-        ctx.save_for_backward(*saved)
-        return layout.ungather(outputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        heads, layout = ctx.heads, ctx.layout
-        saved = ctx.saved_tensors
-        blocks = [saved[i : i + 4] for i in range(0, len(saved), 4)]
-        grads: list[list[Tensor]] = []
-        for block, (queries, keys, values, weights) in zip(layout.blocks, blocks, strict=True):
-            above = block.gather(grad.contiguous())
-            if len(block.padding):
-                above.view(-1, above.shape[-1])[block.padding] = 0
-            above = _to_small(above, block, heads, layout)
-            own = torch.bmm(above, values.transpose(1, 2))
-            n = weights.shape[-1] - own.shape[-1]
-            of_own = weights[..., n:]
-            into_values = torch.bmm(of_own.transpose(1, 2), above)
-            if block.prefix is None:
-                scores = torch._softmax_backward_data(own, weights, -1, weights.dtype)
-                into_queries = torch.bmm(scores, keys)
-                into_keys = torch.bmm(scores.transpose(1, 2), queries)
-            else:
-                _, more_keys, more_values, _ = blocks[block.prefix]
-                lines = len(more_keys)
-                together = above.view(lines, -1, heads.width)
-                of_prefix = torch.bmm(together, more_values.transpose(1, 2))
-                both = torch.cat((of_prefix.view(*own.shape[:2], n), own), -1)
-                scores = torch._softmax_backward_data(both, weights, -1, weights.dtype)
-                to_prefix = scores[..., :n].view(lines, -1, n)
-                into_queries = torch.bmm(to_prefix, more_keys).view(queries.shape)
-                into_queries.baddbmm_(scores[..., n:], keys)
-                into_keys = torch.bmm(scores[..., n:].transpose(1, 2), queries)
-                _, prefix_keys, prefix_values = grads[block.prefix]
-                grouped = queries.view(lines, -1, heads.width)
-                prefix_keys.baddbmm_(to_prefix.transpose(1, 2), grouped)
-                weighed = weights[..., :n].view(lines, -1, n)
-                prefix_values.baddbmm_(weighed.transpose(1, 2), together)
-            grads.append([into_queries.mul_(heads.scale), into_keys, into_values])
-        parts = []
-        for block, (into_queries, into_keys, into_values) in zip(layout.blocks, grads, strict=True):
-            (s, t), (p, g) = block.tokens.shape, _grid(block, layout)
-            shape = (p, heads.keys, g, t, heads.width)
-            # Keys were scaled once by the queries' scale, so their gradient holds it already.
-            parts.append(
-                torch.cat(
-                    [
-                        _from_small(into_queries, block, heads, layout),
-                        into_keys.view(shape).permute(0, 2, 3, 1, 4).reshape(s, t, -1),
-                        into_values.view(shape).permute(0, 2, 3, 1, 4).reshape(s, t, -1),
-                    ],
-                    -1,
-                )
-            )
-        result = layout.ungather(parts)
-        if layout.real < len(result):
-            result[layout.real :] = 0
-        return result, None, None
-
-
-def _grid(block: Block, layout: Layout) -> tuple[int, int]:
-    """Return the block's prompts and completions of each, (S, 1) without a prefix."""
-    s = len(block.tokens)
-    if block.prefix is None:
-        return s, 1
-    p = len(layout.blocks[block.prefix].tokens)
-    return p, s // p
-
-
-def _small_parts(
-    block: Block, part: Tensor, heads: Heads, layout: Layout
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return scaled ``(p h g, r t, K)`` queries and ``(p h g, t, K)`` keys and values."""
-    (_, t), (p, g) = block.tokens.shape, _grid(block, layout)
-    n = heads.queries * heads.width
-    queries = _to_small(part[..., :n], block, heads, layout).mul_(heads.scale)
-    rest = part[..., n:].unflatten(-1, (2, heads.keys, heads.width)).unflatten(0, (p, g))
-    keys, values = rest.permute(3, 0, 4, 1, 2, 5).reshape(2, p * heads.keys * g, t, -1)
-    return queries, keys, values
-
-
-def _to_small(x: Tensor, block: Block, heads: Heads, layout: Layout) -> Tensor:
-    """Reorder ``(S, T, H K)`` to ``(p h g, r t, K)``, always a copy."""
-    (_, t), (p, g) = block.tokens.shape, _grid(block, layout)
-    x = x.unflatten(-1, (heads.keys, -1, heads.width)).unflatten(0, (p, g))  # p g t h r k
-    x = x.permute(0, 3, 1, 4, 2, 5).clone(memory_format=torch.contiguous_format)
-    return x.view(p * heads.keys * g, -1, heads.width)
-
-
-def _from_small(x: Tensor, block: Block, heads: Heads, layout: Layout) -> Tensor:
-    """Undo ``_to_small``."""
-    (s, t), (p, g) = block.tokens.shape, _grid(block, layout)
-    x = x.view(p, heads.keys, g, -1, t, heads.width)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(s, t, -1)
-
-
 class _AttendFlash(torch.autograd.Function):
     """Flash attention per block; with a prefix, in two parts merged by their log-sum-exps.
 
@@ -326,7 +119,7 @@ class _AttendFlash(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: Heads, layout: Layout) -> Tensor:
+    def forward(ctx: Context, qkv: Tensor, heads: Heads, layout: Layout) -> Tensor:
         ctx.heads, ctx.layout = heads, layout
         parts = [block.gather(qkv) for block in layout.blocks]
         outputs, sums = [], []
@@ -340,7 +133,7 @@ class _AttendFlash(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         heads, layout = ctx.heads, ctx.layout
         n = len(layout.blocks)
         saved = ctx.saved_tensors
@@ -413,7 +206,12 @@ def _backward(
     queries, keys, values = heads.split(part)
     into_queries, into_keys, into_values = heads.split(grads)
     for r in range(queries.shape[3]):
-        q, o, s, g = queries[:, :, :, r], outputs[:, :, :, r], log_sums[:, :, :, r], above[:, :, :, r]
+        q, o, s, g = (
+            queries[:, :, :, r],
+            outputs[:, :, :, r],
+            log_sums[:, :, :, r],
+            above[:, :, :, r],
+        )
         a, b, c = _call_backward(g, q, keys, values, o, s, heads.scale, causal=True)
         into_keys += b
         into_values += c

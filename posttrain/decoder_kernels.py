@@ -8,7 +8,7 @@ device and floating type; only the matrix product has a path of its own for floa
 from __future__ import annotations
 
 import platform
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 __all__ = ["linear", "outer", "product", "product_add", "rms_norm", "swiglu"]
+
+Context: TypeAlias = Any  # torch's, which takes any attribute
 
 _ONEDNN = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
 _ONEDNN = _ONEDNN and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -70,13 +72,13 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
@@ -92,7 +94,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled():
         return product(x, weight, bias)
-    return _Linear.apply(x, weight, bias)
+    return _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]  # torch's
 
 
 def _normalized(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,14 +108,14 @@ def _normalized(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
         normalized, scale = _normalized(x, eps)
         ctx.save_for_backward(x, weight, scale)
         return normalized.to(x.dtype).mul_(weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         normalized = x * scale
         grad = grad.to(normalized.dtype)
@@ -136,18 +138,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
     """
     if not torch.is_grad_enabled():
         return _normalized(x, eps)[0].to(x.dtype).mul_(weight)
-    return _RMSNorm.apply(x, weight, eps)
+    return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]  # torch's
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Context, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         for_up = F.silu(gate).mul_(grad)
         return torch.ops.aten.silu_backward(grad * up, gate), for_up
@@ -157,4 +159,4 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """Return ``silu(gate) * up`` (Shazeer 2020, arXiv:2002.05202, eq. 6); keeps only its inputs."""
     if not torch.is_grad_enabled():
         return F.silu(gate).mul_(up)
-    return _SwiGLU.apply(gate, up)
+    return _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]  # torch's

@@ -2,12 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from posttrain.decoder_attention import Block, Layout
+__all__ = ["Block", "Heads", "Layout", "rounded", "sequences", "shared_sequences"]
 
-__all__ = ["rounded", "sequences", "shared_sequences"]
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """How a row of ``(H + 2 H_kv) K`` features splits into queries, keys and values."""
+
+    queries: int
+    keys: int
+    width: int
+    scale: float
+    """Multiplies the scores, usually ``K ** -0.5``."""
+
+    def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``(S, T, H_kv, H / H_kv, K)`` queries and ``(S, T, H_kv, K)`` keys and values."""
+        n, m, k = self.queries * self.width, self.keys * self.width, self.width
+        queries = qkv[..., :n].unflatten(-1, (self.keys, -1, k))
+        keys, values = qkv[..., n : n + m], qkv[..., n + m :]
+        return queries, keys.unflatten(-1, (-1, k)), values.unflatten(-1, (-1, k))
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Sequences side by side, padded on the right to the same length T."""
+
+    tokens: Tensor
+    """``(S, T)`` int64: where each slot's token lies among the N; padding points anywhere."""
+    lengths: Tensor
+    """``(S,)`` int64: slots of each sequence that are not padding."""
+    padding: Tensor
+    """Flat indices of the padding slots; empty where all sequences have length T."""
+    start: int | None
+    """Where the block begins if it is a plain run of the N tokens; None if it must be gathered."""
+    prefix: int | None = None
+    """The earlier block whose sequence s // G is what this block's sequence s continues."""
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return ``(S, T, F)`` of the ``(N, F)`` rows; padding slots hold anything finite."""
+        s, t = self.tokens.shape
+        if self.start is not None:
+            return rows[self.start : self.start + s * t].view(s, t, -1)
+        return rows.index_select(0, self.tokens.view(-1)).view(s, t, -1)
+
+    def bias(self, like: Tensor) -> Tensor | None:
+        """Return ``(S, 1, 1, T)``: 0 at tokens, -inf at padding; None without padding."""
+        if not len(self.padding):
+            return None
+        bias = like.new_zeros(self.tokens.shape)
+        bias.view(-1)[self.padding] = -torch.inf
+        return bias[:, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where every sequence lies among N tokens."""
+
+    blocks: tuple[Block, ...]
+    slots: Tensor | None
+    """``(N,)`` int64: each token's slot, counted over the blocks one after another; None where
+    the blocks are the N tokens in order."""
+    real: int
+    """Tokens from here on belong to no sequence; they only round N up."""
+    longest: int
+    """Most tokens that a query may look back over, itself included."""
+
+    def ungather(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return ``(N, F)`` rows from the blocks' ``(S, T, F)``."""
+        flat = [part.reshape(-1, part.shape[-1]) for part in parts]
+        rows = flat[0] if len(flat) == 1 else torch.cat(flat)
+        return rows if self.slots is None else rows.index_select(0, self.slots)
 
 
 def rounded(count: int) -> int:

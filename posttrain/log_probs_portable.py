@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 __all__ = ["call_model", "portable_log_probs"]
 
-_LOGITS = 1 << 22  # at a time, unless one row has more
+_LOGITS = 1 << 21  # at a time, unless one row has more
 
 
 def call_model(model: nn.Module, tokens: Tensor, **named: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def _end(entry: Any) -> int | None:  # noqa: ANN401 whatever the JSON holds
         kind, shape = entry["dtype"], entry["shape"]
         begin, end = entry["data_offsets"]
         bits = _BITS.get(kind) or int("".join(c for c in kind if c.isdigit()))
-        fits = 0 <= begin and (end - begin) * 8 == math.prod(shape) * bits
+        fits = begin >= 0 and (end - begin) * 8 == math.prod(shape) * bits
     except (TypeError, KeyError, ValueError):
         return None
     return int(end) if fits else None

@@ -36,6 +36,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
+
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
     """A model with its tokenizer, and what about them is settled once for all."""

@@ -89,7 +89,6 @@ def r1_zero_mini() -> R1Mini:
         task=task,
         longer=replace(sums((9, 12), heldout=256), form="text", asked="{expression} ="),
         demonstrations=RawLines(task=task, tagged=0.1),
-        grpo=replace(job.grpo, steps=120),
     )
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from generative.attention.cache import StaticCache
+from generative.attention.rotary import turn
 from posttrain.decoder import Decoder, DecoderLayer
 from posttrain.decoder_kernels import product, product_add, rms_norm
 from posttrain.decoder_layout import rounded, sequences
@@ -116,7 +117,9 @@ class Decoding:
             self.before.fill(layer, lines, self.width, rows)
 
         layout = sequences(lengths)
-        return self.decoder.hidden_states(tokens, F.pad(places, (0, spare)), layout, ends - 1, record)
+        return self.decoder.hidden_states(
+            tokens, F.pad(places, (0, spare)), layout, ends - 1, record
+        )
 
     def _logits(self, hidden: Tensor) -> Tensor:
         head = self.decoder.head
@@ -174,9 +177,7 @@ class Decoding:
             return out.view(len(qkv), -1)
         return out.view(lines, heads.keys, group, -1).transpose(1, 2).reshape(len(qkv), -1)
 
-    def _merged(
-        self, i: int, start: int, queries: Tensor, scores: Tensor, first: int
-    ) -> Tensor:
+    def _merged(self, i: int, start: int, queries: Tensor, scores: Tensor, first: int) -> Tensor:
         """Attend to a shared prompt, from column ``start`` on, and to what each slot added."""
         keys = self.before.keys(i).flatten(0, 1)[:, start:]
         values = self.before.values(i).flatten(0, 1)[:, start:]

@@ -8,13 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate, chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from launch.backends import unwrap
-from posttrain.decoder import Decoder, read_decoder, unsupported
+from posttrain.decoder import Decoder, Untyped, read_decoder, unsupported
 from posttrain.rollout.batch import Rollout, Sampling
 from posttrain.rollout.completion import Completions, Session, complete
 from posttrain.rollout.decoding import Decoding
@@ -41,7 +40,7 @@ class Engine:
         inner = unwrap(model)
         if isinstance(inner, nn.parallel.DistributedDataParallel):
             inner = inner.module
-        self.model: Any = inner
+        self.model: Untyped = inner
         self._warned = False
         self._decodable()
 
@@ -140,7 +139,7 @@ class Engine:
 
 
 @contextmanager
-def _sampling_mode(model: Any, decodable: bool) -> Iterator[None]:
+def _sampling_mode(model: Untyped, decodable: bool) -> Iterator[None]:
     """Gradients, autocast and, where the model's own forward runs, dropout are off inside."""
     with ExitStack() as stack:
         # A forward may keep what it computes (rotary tables), so it gets no inference tensors.
@@ -172,14 +171,12 @@ def _equally_long(rows: Sequence[Tensor]) -> list[list[int]]:
     return list(by_length.values())
 
 
-def _padding(model: Any) -> int:
+def _padding(model: Untyped) -> int:
     token = getattr(model.config, "pad_token_id", None)
     return token if isinstance(token, int) else 0
 
 
-def _assembled(
-    rows: Sequence[Tensor], group_size: int, into: Completions, padding: int
-) -> Rollout:
+def _assembled(rows: Sequence[Tensor], group_size: int, into: Completions, padding: int) -> Rollout:
     """Put prompts and completions side by side."""
     device = into.tokens.device
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64, device=device)

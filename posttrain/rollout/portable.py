@@ -9,10 +9,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from posttrain.decoder import Untyped
 
 __all__ = ["Portable", "evaluating"]
 
@@ -37,14 +38,14 @@ class Portable:
     A model without a cache that can be reordered runs all its tokens again at every step.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Tensor], group_size: int) -> None:
+    def __init__(self, model: Untyped, prompts: Sequence[Tensor], group_size: int) -> None:
         parameters = inspect.signature(model.forward).parameters
         self.model = model
         self.device = next(model.parameters()).device
         self.tokens = torch.stack(list(prompts)).to(self.device)
         self.group = group_size
         self.caches = "use_cache" in parameters and "past_key_values" in parameters
-        self.cache: Any = None
+        self.cache: Untyped = None
 
     def start(self) -> Tensor:
         """Run the prompts; one pass for a prompt where its cache can be repeated."""
@@ -88,5 +89,5 @@ def _names(model: nn.Module) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
 
-def _reorders(cache: Any) -> bool:
+def _reorders(cache: Untyped) -> bool:
     return hasattr(cache, "batch_repeat_interleave") and hasattr(cache, "batch_select_indices")

@@ -16,7 +16,10 @@ from posttrain.rollout.batch import Sampling
 __all__ = ["completion_keys", "draw", "kept", "uniforms"]
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64: 2^64 / golden ratio
-_FIRST, _SECOND = -4658895280553007687, -7723592293110705685  # 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_FIRST, _SECOND = (
+    -4658895280553007687,
+    -7723592293110705685,
+)  # 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _REACHED = 1e-6  # what float32 rounding may take from a sum of probabilities
 _BLOCK = 32
 
