@@ -212,7 +212,7 @@ def policy_log_probs(
         rows.tokens,
         rows.mask,
         group_size=cfg.group_size,
-        prompt_lengths=rows.mask[:: cfg.group_size].int().argmax(-1),
+        prompt_lengths=(~rows.mask[:: cfg.group_size]).int().cumprod(-1).sum(-1),
         temperature=temperature,
     )
 
