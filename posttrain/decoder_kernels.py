@@ -22,7 +22,7 @@ Context: TypeAlias = Any  # torch's, which takes any attribute
 _ONEDNN = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
 _ONEDNN = _ONEDNN and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 # Below this many multiplications the fixed cost of a oneDNN call (10 us) outweighs its gain.
-_ONEDNN_FROM = 1_500_000
+_ONEDNN_FROM = 1_000_000
 
 
 def _onednn(x: Tensor, weight: Tensor) -> bool:

@@ -43,7 +43,7 @@ def completion_keys(seeds: Sequence[int], group_size: int) -> Tensor:
     wrapped = [(seed + (1 << 63)) % (1 << 64) - (1 << 63) for seed in seeds]
     of_prompt = _mixed(torch.tensor(wrapped, dtype=torch.int64) + _GOLDEN)
     completion = torch.arange(1, group_size + 1) * _GOLDEN
-    return _mixed(_mixed(of_prompt)[:, None] + completion).view(-1)
+    return _mixed(of_prompt[:, None] + completion).view(-1)
 
 
 def uniforms(keys: Tensor, start: int, stop: int) -> Tensor:
@@ -96,7 +96,9 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
         tokens = logits.argmax(-1)
         log_probs = torch.log_softmax(logits, -1).gather(1, tokens[:, None]).squeeze(1)
         return tokens, log_probs, torch.zeros_like(log_probs)
-    tempered = logits if sampling.temperature == 1.0 else logits / sampling.temperature
+    tempered = logits
+    if sampling.temperature != 1.0:  # from 0 down: however low the temperature, nothing overflows
+        tempered = (logits - logits.amax(-1, keepdim=True)).div_(sampling.temperature)
     probabilities = torch.softmax(tempered, -1)
     weights = probabilities
     if sampling.top_k or sampling.top_p < 1.0:

@@ -145,7 +145,7 @@ def weights_like(x: Tensor) -> Tensor:
 
 
 @every_model
-@pytest.mark.parametrize("temperature", [0.7])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_figures_and_gradients_are_the_naive_ones(name: str, temperature: float) -> None:
     model = cached(name)
     tokens, mask = a_batch()
@@ -171,6 +171,21 @@ def test_without_a_mask_every_column_is_wanted(name: str) -> None:
         found = token_log_probs(model, tokens)
         assert (found[:, 0] == 0).all()
         torch.testing.assert_close(found, naive(model, tokens), atol=2e-5, rtol=1e-5)
+
+
+@few_models
+@pytest.mark.parametrize("lengths", [(3, 13), (13, 3), (1, 3, 12), (2, 30), (4, 12, 16)], ids=str)
+def test_lengths_that_fill_a_round_number_of_tokens(name: str, lengths: tuple[int, ...]) -> None:
+    """Short rows before long ones, 16 or 32 tokens in all: nothing is left to round up."""
+    model = cached(name)
+    tokens = torch.randint(V, (len(lengths), max(lengths) + 1), generator=seeded(7))
+    mask = torch.arange(tokens.shape[1]) == torch.tensor(lengths)[:, None]
+    found, expected = token_log_probs(model, tokens, mask), naive(model, tokens)
+    torch.testing.assert_close(found[mask], expected[mask], atol=2e-5, rtol=1e-5)
+    weights = weights_like(expected) * mask
+    assert_same_gradients(
+        gradients(model, (found * weights).sum()), gradients(model, (expected * weights).sum())
+    )
 
 
 @every_model

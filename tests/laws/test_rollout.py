@@ -187,6 +187,21 @@ def test_log_probs_are_those_of_a_full_forward_pass(name: str, temperature: floa
     assert (rollout.tempered_log_probs[~rollout.mask] == 0).all()
 
 
+@few_families
+@pytest.mark.parametrize("lengths", [(3, 13), (13, 3), (1, 3, 12), (2, 30)], ids=str)
+def test_lengths_that_fill_a_round_number_of_tokens(name: str, lengths: tuple[int, ...]) -> None:
+    """Short prompts before long ones, 16 or 32 tokens in all: nothing is left to round up."""
+    engine, sampling = shared_engine(name), Sampling(max_tokens=3)
+    prompts = [[(7 * i + n) % V for i in range(n)] for n in lengths]
+    rollout = engine.generate(prompts, sampling, 2)
+    for p, prompt in enumerate(prompts):
+        alone = completions(engine.generate([prompt], sampling, 2, seeds=[p]))
+        assert completions(rollout)[2 * p : 2 * p + 2] == alone
+    for row, expected in enumerate(row_log_probs(shared_model(name), rollout)):
+        found = rollout.old_log_probs[row][rollout.mask[row]]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
 def test_tempered_log_probs_are_the_same_tensor_at_temperature_one() -> None:
     rollout = shared_engine("llama").generate(PROMPTS, Sampling(max_tokens=4))
     assert rollout.tempered_log_probs is rollout.old_log_probs

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import pairwise
 
 import pytest
 import torch
@@ -98,7 +98,9 @@ def test_nothing_wanted_hangs_on_every_parameter_with_gradient_zero(
         assert not parameter.grad.any()
 
 
-@pytest.mark.parametrize("name", ["llama-rope-llama3", "mistral-sliding", "qwen3-wide-heads", "gpt2"])
+@pytest.mark.parametrize(
+    "name", ["llama-rope-llama3", "mistral-sliding", "qwen3-wide-heads", "gpt2"]
+)
 def test_packed_documents_are_isolated(model_of: ModelOf, name: str) -> None:
     model, g = model_of(name), torch.Generator().manual_seed(1)
     documents = [
@@ -107,13 +109,11 @@ def test_packed_documents_are_isolated(model_of: ModelOf, name: str) -> None:
     ]
     packed = pack(documents, length=32)
     ours = token_log_probs(model, packed.tokens, packed.mask, position_ids=packed.position_ids)
-    separate = {
-        tuple(d.tokens): truth(model, torch.tensor([d.tokens]))[0] for d in documents
-    }
+    separate = {tuple(d.tokens): truth(model, torch.tensor([d.tokens]))[0] for d in documents}
     found = 0
     for row in range(len(packed)):
         starts = [*(packed.position_ids[row] == 0).nonzero().view(-1).tolist(), 32]
-        for start, stop in zip(starts, starts[1:], strict=False):
+        for start, stop in pairwise(starts):
             expected = separate.get(tuple(packed.tokens[row, start:stop].tolist()))
             if expected is not None:
                 found += 1
@@ -203,8 +203,12 @@ class Largest(TorchDispatchMode):
         self.elements = 0
 
     def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         result = function(*args, **(kwargs or {}))
         for x in result if isinstance(result, tuple | list) else (result,):
             if isinstance(x, Tensor) and x.is_floating_point():
@@ -244,7 +248,12 @@ def test_a_prepared_model_is_run_inside_its_wrapper(model_of: ModelOf) -> None:
     calls = []
 
     class Wrapper(nn.Module):
-        def forward(self, function: Any, arguments: Any, named: Any) -> Any:
+        def forward(
+            self,
+            function: Callable[..., Tensor],
+            arguments: Sequence[object],
+            named: dict[str, object],
+        ) -> Tensor:
             calls.append(function.__name__)
             return function(model, *arguments, **named)
 

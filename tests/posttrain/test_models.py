@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch.errors import UsageError
+from posttrain.data.chat import encode_prompt
+from posttrain.data.tasks.base import Prompt
+from posttrain.models import (
+    LanguageModel,
+    check_model_folder,
+    load_model,
+    save_model,
+    tiny_model,
+    train_tokenizer,
+)
+
+TEXTS = [
+    f"State the sum: {a} + {b} =\n<think>\n{a} + {b} = {a + b}\n</think>\n<answer>{a + b}</answer>"
+    for a in range(10)
+    for b in range(30)
+]
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return tiny_model(train_tokenizer(TEXTS, vocabulary=120), layers=2, width=32, seed=3)
+
+
+def test_the_tokenizer_gives_text_back_with_its_tags(lm: LanguageModel) -> None:
+    assert len(lm.tokenizer) <= 120
+    for text in TEXTS[::50]:
+        tokens = lm.tokenizer.encode(text, add_special_tokens=False)
+        assert lm.tokenizer.decode(tokens, skip_special_tokens=True) == text
+
+
+def test_tags_and_numbers_are_tokens_of_their_own(lm: LanguageModel) -> None:
+    pieces = [lm.tokenizer.decode([t]) for t in lm.tokenizer.encode("<answer>25</answer> 7\n")]
+    assert pieces == ["<answer>", "25", "</answer>", " ", "7", "\n"]
+
+
+def test_unknown_characters_become_unk(lm: LanguageModel) -> None:
+    assert lm.tokenizer.unk_token_id in lm.tokenizer.encode("€")
+
+
+def test_chats_go_through_the_template(lm: LanguageModel) -> None:
+    prompt = Prompt(messages=({"role": "user", "content": "1 + 2 ="},), answer="3")
+    tokens = encode_prompt(lm.tokenizer, prompt)
+    assert lm.tokenizer.decode(tokens) == "<|user|>1 + 2 =<|end|><|assistant|>"
+    assert lm.stop_tokens == (lm.tokenizer.convert_tokens_to_ids("<|end|>"),)
+    assert lm.pad_token == lm.tokenizer.pad_token_id != lm.stop_tokens[0]
+
+
+def test_training_a_tokenizer_twice_gives_the_same() -> None:
+    first, again = (train_tokenizer(TEXTS, vocabulary=100).get_vocab() for _ in range(2))
+    assert first == again
+
+
+def test_weights_depend_on_the_seed_alone(lm: LanguageModel) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    again = tiny_model(lm.tokenizer, layers=2, width=32, seed=3)
+    assert torch.equal(torch.rand(3), expected)
+    other = tiny_model(lm.tokenizer, layers=2, width=32, seed=4)
+    for name, parameter in lm.model.state_dict().items():
+        assert torch.equal(parameter, again.model.state_dict()[name])
+    assert not torch.equal(lm.model.lm_head.weight, other.model.lm_head.weight)
+
+
+def test_heads_must_divide_the_width(lm: LanguageModel) -> None:
+    for width, heads in ((30, 4), (12, 4)):
+        with pytest.raises(ValueError, match=f"width={width} with heads={heads}"):
+            tiny_model(lm.tokenizer, width=width, heads=heads)
+
+
+def test_a_saved_model_comes_back(lm: LanguageModel, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "stale.txt").write_text("of an earlier model")
+    save_model(lm.model, lm.tokenizer, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert not (folder / "stale.txt").exists()
+    check_model_folder(folder)
+    loaded = load_model(folder)
+    assert (loaded.pad_token, loaded.stop_tokens) == (lm.pad_token, lm.stop_tokens)
+    assert loaded.model.config.use_cache is False
+    assert loaded.tokenizer.chat_template == lm.tokenizer.chat_template
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode(TEXTS[7])) == TEXTS[7]
+    for name, parameter in lm.model.state_dict().items():
+        assert torch.equal(parameter, loaded.model.state_dict()[name])
+    assert load_model(folder, dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_untied_and_other_models_come_back(lm: LanguageModel, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    small = {"vocab_size": len(lm.tokenizer), "hidden_size": 16, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2}
+    models = [
+        LlamaForCausalLM(LlamaConfig(intermediate_size=16, tie_word_embeddings=False, **small)),
+        GPT2LMHeadModel(GPT2Config(**small)),
+    ]
+    for model in models:
+        save_model(model, lm.tokenizer, tmp_path / "other")
+        loaded = load_model(tmp_path / "other").model
+        assert type(loaded) is type(model)
+        for name, parameter in model.state_dict().items():
+            assert torch.equal(parameter, loaded.state_dict()[name])
+
+
+@pytest.mark.slow
+def test_a_saved_model_is_an_ordinary_folder_in_a_new_process(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    save_model(lm.model, lm.tokenizer, tmp_path / "model")
+    code = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"folder = {str(tmp_path / 'model')!r}\n"
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+        "tokens = tokenizer('1 + 2 =', return_tensors='pt')\n"
+        "print(model.generate(**tokens, max_new_tokens=3, do_sample=False).tolist())\n"
+        "print(tokenizer.encode('1 + 2 ='))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    encoded = lm.tokenizer.encode("1 + 2 =")
+    assert str(encoded) in done.stdout
+    assert str(encoded)[:-1] in done.stdout.splitlines()[0]
+
+
+def test_a_model_that_cannot_be_written_leaves_the_old_one(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    save_model(lm.model, lm.tokenizer, folder)
+    before = (folder / "model.safetensors").read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(UsageError, match=r"could not be written to .*: .*No space left"):
+        save_model(lm.model, lm.tokenizer, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_load_model_says_in_one_line_what_is_wrong(lm: LanguageModel, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"/nowhere/at/all does not exist"):
+        load_model("/nowhere/at/all")
+    save_model(lm.model, lm.tokenizer, tmp_path / "model")
+    with pytest.raises(UsageError, match="dtype='int8'"):
+        load_model(tmp_path / "model", dtype="int8")  # type: ignore[arg-type]  # a wrong one
+    larger = train_tokenizer(TEXTS, vocabulary=125)
+    larger.add_tokens([f"more{i}" for i in range(30)])
+    larger.save_pretrained(tmp_path / "model")
+    with pytest.raises(UsageError, match="do not belong together"):
+        load_model(tmp_path / "model")
