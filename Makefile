@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test quick learn lint bench clean setup
 .DEFAULT_GOAL := test

@@ -218,7 +218,7 @@ class Backend:
     def track(self, folder: Path, name: str) -> None:
         """Start the trackers; they write under ``folder``."""
         if self._accelerator is not None and self.trackers and not self._tracking:
-            self._accelerator.project_configuration.set_directories(str(folder))
+            self._accelerator.project_configuration.logging_dir = str(folder)
             self._accelerator.init_trackers(name)
             self._tracking = True
 

@@ -150,6 +150,13 @@ def complete(temporary: Path, final: Path) -> None:
 
 def damage(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None if it is whole."""
+    try:
+        return _damage(folder)
+    except OSError as error:
+        return f"it cannot be read ({error})"
+
+
+def _damage(folder: Path) -> str | None:
     marker = folder / MARKER
     if not marker.exists():
         return f"it has no {MARKER} marker, so its writing was cut off"

@@ -7,6 +7,7 @@ exit code 2; anything unexpected keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -29,6 +30,9 @@ _SUMMARY = "From stochastic approximation to DeepSeek-R1, on one runtime."
 _RECIPE = Option("recipe", "A name that `monro list` shows, or package.module:function", "RECIPE")
 
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``monro`` with these arguments (by default the process's own); return the exit code."""
     if os.getcwd() not in sys.path:
@@ -45,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            print(f"monro: {error.strerror}: {error.filename or 'a file'}", file=sys.stderr)
+            return 2
         if not processes.leave_error(traceback.format_exc(), usage=False):
             raise
         return 1

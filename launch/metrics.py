@@ -13,12 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from launch.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -99,23 +102,34 @@ class Phases:
 
 
 class JsonLines:
-    """Appends one JSON object a line; each line is flushed, so a reader sees whole records."""
+    """Appends one JSON object a line, each in one write, so that a reader sees whole records."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
 
     def write(self, record: Mapping[str, object]) -> None:
-        """Append ``record``. Floats that JSON cannot hold become null."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
+        """Append ``record``. Floats that JSON cannot hold become null.
+
+        Raises:
+            UsageError: It could not be written, for example because the disk is full.
+        """
         try:
             line = json.dumps(record, allow_nan=False, ensure_ascii=False)
         except ValueError:
             line = json.dumps(_finite(record), ensure_ascii=False)
-        self._file.write(line + "\n")
-        self._file.flush()
+        data = (line + "\n").encode(errors="replace")
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("ab", buffering=0)
+            if self._file.write(data) != len(data):
+                raise OSError("No space left on device")
+        except OSError as error:
+            raise UsageError(
+                f"{self.path} cannot be written ({error.strerror or error}): make room, then go "
+                "on with --resume"
+            ) from None
 
     def close(self) -> None:
         """Close the file; the next ``write`` opens it again."""
@@ -142,7 +156,8 @@ def truncate_lines(path: Path, last_step: int) -> str:
             record = json.loads(line)
         except ValueError:  # half a line, from a process that was killed while it wrote
             continue
-        if isinstance(record, dict) and record.get("step", 0) <= last_step:
+        step = record.get("step", 0) if isinstance(record, dict) else None
+        if isinstance(step, int) and step <= last_step:
             kept.append(line + "\n")
     return "".join(kept)
 

@@ -9,6 +9,8 @@ from typing import Any, Protocol, overload
 import torch
 from torch import nn
 
+from launch.muon import Muon
+
 __all__ = ["AdamW", "Joined", "MuonAdamW", "OptimizerConfig", "decay_groups"]
 
 
@@ -101,11 +103,7 @@ class MuonAdamW:
                 )
             )
         if matrices:
-            parts.append(
-                torch.optim.Muon(
-                    matrices, lr=self.learning_rate, momentum=self.momentum, weight_decay=0.0
-                )
-            )
+            parts.append(Muon(matrices, lr=self.learning_rate, momentum=self.momentum))
         return Joined(parts)
 
 

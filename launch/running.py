@@ -90,6 +90,8 @@ def _run(recipe: Recipe, parsed: Parsed) -> int:
     config_yaml, resumable = complete_yaml(recipe, job), resumable_keys(job)
     output = _output(recipe, job, parsed.options)
     resume, overwrite = "resume" in parsed.options, "overwrite" in parsed.options
+    if not 0 <= job.seed < 2**63:
+        raise UsageError(f"seed={job.seed}: give a number from 0 to 2**63 - 1")
     try:
         job.check()
     except ValueError as error:

@@ -252,6 +252,11 @@ class Runtime:
         if self._claim is not None:
             self._claim.begin()
         done = self.restore(state) if self.resume else 0
+        if done > total:
+            raise UsageError(
+                f"steps={total}, but the run is at step {done}: give at least {done}, or start "
+                "anew with --overwrite"
+            )
         quiet = not self.is_main
         with (
             HeldSignals(active=self.output is not None) as signals,
@@ -307,7 +312,7 @@ class Runtime:
     def _drop_records_after(self, step: int) -> None:
         """Drop the records of later steps: they will be made again."""
         self.close_files()
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl", "items.jsonl"):
             path = self.output / name if self.output else Path(name)
             if path.exists():
                 atomic_write(path, truncate_lines(path, step))
@@ -332,10 +337,7 @@ class Runtime:
             **self.phase.take(),
         }
         if self._metrics is not None:
-            try:
-                self._metrics.write(record)
-            except OSError as error:
-                raise UsageError(f"{self._metrics.path} cannot be written: {error}") from None
+            self._metrics.write(record)
         self.backend.log(step, figures)
         if self._console is not None:
             self._console.update(step, figures)

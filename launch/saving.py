@@ -64,7 +64,9 @@ def restore(backend: Backend, folder: Path, state: Mapping[str, Stateful]) -> tu
     """
     step = int(backend.broadcast_object(_newest(folder) if backend.rank == 0 else 0))
     if step == 0:
+        backend.on_main(lambda: _set_aside(folder, step))
         return 0, 0.0
+    backend.on_main(lambda: _set_aside(folder, step))
     path = folder / checkpoint_name(step)
     checkpoint.load_state(path, _bare(backend, state))
     own = path / f"random-{backend.rank}.pt"
@@ -80,11 +82,21 @@ def _newest(folder: Path) -> int:
         if wrong is None:
             return step
         warnings.warn(
-            f"checkpoint {path} is skipped: {wrong}; the one before it is used",
+            f"checkpoint {path} is skipped: {wrong}; an older one is used if there is any",
             RuntimeWarning,
             stacklevel=2,
         )
     return 0
+
+
+def _set_aside(folder: Path, step: int) -> None:
+    """Rename the damaged checkpoints of later steps, so that new ones take their place."""
+    for later in checkpoint.steps_of(folder):
+        if later > step:
+            path = folder / checkpoint_name(later)
+            aside = folder / f"damaged-{path.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def _bare(backend: Backend, state: Mapping[str, Stateful]) -> dict[str, Stateful]:
@@ -113,4 +125,7 @@ def _as_os_error(function: Callable[[], None]) -> None:
     try:
         function()
     except (RuntimeError, SafetensorError) as error:
-        raise OSError(str(error).splitlines()[0]) from error
+        said = str(error).splitlines()[0]
+        if "inline_container" in said or "PytorchStreamWriter" in said:  # torch's own words for it
+            said = "No space left on device, or a limit on the size of files"
+        raise OSError(said) from error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import threading
 import time
 from types import FrameType, TracebackType
@@ -48,4 +48,4 @@ class HeldSignals:
         if not self.received:
             self.received, self._since = number, now
             name = signal.Signals(number).name
-            print(f"{name}: finishing this step, then saving", file=sys.stderr, flush=True)
+            os.write(2, f"{name}: finishing this step, then saving\n".encode())  # print may not

@@ -30,6 +30,7 @@ class TrainingStep:
         self.loss = torch.zeros(())
         self.skipped_steps = 0
         self._part: tuple[int, object] = (0, None)
+        """First row, and the rows."""
         self._losses: list[tuple[Tensor, int, object]] = []
 
     def micro_batches(self, batch: B, rows: int) -> Iterator[B]:
@@ -42,7 +43,7 @@ class TrainingStep:
             count = int(self.backend.all_reduce(torch.tensor(count), largest=True))
         parts += [batch.empty()] * (count - len(parts))
         for index, part in enumerate(parts):
-            self._part = (index, part)
+            self._part = (index * rows, part)
             with self.backend.accumulating(last=index == count - 1):
                 yield part
         self._part = (0, None)
@@ -75,7 +76,11 @@ class TrainingStep:
     def _not_finite(self, norm: Tensor) -> str:
         """Save the rows whose loss is not finite; return what there is to say."""
         bad = [(i, part) for loss, i, part in self._losses if not torch.isfinite(loss).all()]
-        parts = [f"micro-batch {i} ({len(p)} rows)" for i, p in bad if isinstance(p, Splittable)]
+        if math.isfinite(self.loss.item()):  # the backward pass broke, on any of them
+            bad = [(i, part) for _, i, part in self._losses]
+        parts = [
+            f"rows {i} to {i + len(part) - 1}" for i, part in bad if isinstance(part, Splittable)
+        ]
         saved = ""
         if self.output is not None and bad:
             path = self.output / f"not-finite-step-{self.number}-process-{self.backend.rank}.pt"

@@ -23,7 +23,15 @@ from posttrain.decoder_attention import attend, rotate
 from posttrain.decoder_kernels import linear, rms_norm, swiglu
 from posttrain.decoder_layout import Heads, Layout
 
-__all__ = ["Decoder", "DecoderLayer", "Untyped", "has_dropout", "read_decoder", "unsupported"]
+__all__ = [
+    "HOOKS",
+    "Decoder",
+    "DecoderLayer",
+    "Untyped",
+    "has_dropout",
+    "read_decoder",
+    "unsupported",
+]
 
 Untyped: TypeAlias = Any  # a transformers model or a part of one: their attributes have no types
 
@@ -31,7 +39,8 @@ _FAMILIES = ("Llama", "Qwen2", "Qwen3", "Mistral")
 _PARTS = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
 _ROPE = ("default", "linear", "llama3", "yarn")  # those whose frequencies never change
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps what else is called around its forward."""
 
 
 def unsupported(model: nn.Module) -> str | None:
@@ -51,7 +60,7 @@ def unsupported(model: nn.Module) -> str | None:
         )
         if not known and kind.__name__ not in ("SiLUActivation", "SiLU"):
             return f"its module {name or 'itself'} is a {kind.__name__}"
-        if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
+        if "forward" in vars(module) or any(getattr(module, hooks) for hooks in HOOKS):
             return f"its module {name or 'itself'} has a hook or another forward"
     return _unsupported_config(model, family)
 

@@ -148,8 +148,9 @@ def _layout(blocks: tuple[Block, ...], real: int, longest: int) -> Layout:
     """Join blocks; a rest of spare tokens rounds their number up."""
     count = rounded(real)
     slots = torch.zeros(count, dtype=torch.int64, device=blocks[0].tokens.device)
-    before = 0
+    before, in_order = 0, True
     for block in blocks:
+        in_order &= block.start == before
         flat = block.tokens.view(-1)
         slot = torch.arange(before, before + len(flat), device=flat.device)
         if len(block.padding):
@@ -158,5 +159,5 @@ def _layout(blocks: tuple[Block, ...], real: int, longest: int) -> Layout:
             flat, slot = flat[known], slot[known]
         slots[flat] = slot
         before += block.tokens.numel()
-    in_order = before == count and all(block.start is not None for block in blocks)
+    in_order &= before == count
     return Layout(blocks=blocks, slots=None if in_order else slots, real=real, longest=longest)

@@ -24,6 +24,8 @@ __all__ = [
     "token_log_probs_and_entropy",
 ]
 
+_LEAST = 1e-30  # temperatures below are taken as this one: their reciprocals leave float32
+
 
 def token_log_probs(
     model: nn.Module,
@@ -154,6 +156,7 @@ def _plain(
     with_entropy: bool,
 ) -> tuple[Tensor, Tensor]:
     _check(tokens, mask, position_ids, temperature)
+    temperature = max(temperature, _LEAST)
     starts = _document_starts(tokens, position_ids)
     wanted = ~starts if mask is None else mask.bool() & ~starts
     if not _decodable(model):
@@ -180,6 +183,7 @@ def _shared(
 ) -> tuple[Tensor, Tensor]:
     group_size, prompt_lengths = shared
     _check(tokens, mask, None, temperature)
+    temperature = max(temperature, _LEAST)
     prompt_lengths = _check_shared(tokens, group_size, prompt_lengths)
     decoder = read_decoder(model) if len(tokens) and _decodable(model) else None
     if decoder is None or any(

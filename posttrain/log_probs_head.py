@@ -35,6 +35,7 @@ def head_log_probs(
 
 def _chunks(rows: int, vocabulary: int, device: str) -> list[slice]:
     size = max(64, _CHUNK.get(device, 1 << 24) // vocabulary // 64 * 64)
+    size = max(1, min(size, -(-rows // 4)))  # never all logits at once, however few
     return [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
 
 

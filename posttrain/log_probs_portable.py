@@ -1,8 +1,9 @@
 """Log-probabilities through a model's own ``forward``, for models that the decoder does not know.
 
 Whatever stands between hidden states and logits (a scale, a cap) is the model's own, hence right.
-Every document is a row of its own, so packed documents cannot leak into each other; a few rows at
-a time are run, and run again in the backward pass, so logits of the whole batch never exist.
+Where that is known to be a matrix and no more, logits are computed chunk by chunk. Every document
+is a row of its own, so packed documents cannot leak into each other; a few rows at a time are run,
+and run again in the backward pass, so logits of the whole batch never exist.
 """
 
 from __future__ import annotations
@@ -14,9 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from posttrain.decoder import HOOKS, Untyped
+from posttrain.decoder_positions import forget_lengths, same_frequencies_up_to
+from posttrain.log_probs_head import head_log_probs
+
 __all__ = ["call_model", "portable_log_probs"]
 
 _LOGITS = 1 << 21  # at a time, unless one row has more
+_TOKENS = 1 << 12  # at a time, where logits are computed chunk by chunk
+_MATRIX_HEADS = (
+    "GPT2LMHeadModel",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+)
 
 
 def call_model(model: nn.Module, tokens: Tensor, **named: Tensor) -> Tensor:
@@ -62,9 +75,10 @@ def portable_log_probs(
         nothing = 0.0 * call_model(model, one).sum()
         return (out + nothing).view(tokens.shape), entropy.view(tokens.shape)
     places, figures = [], []
-    vocabulary = _vocabulary(model)
     flat = tokens.reshape(-1).long()
-    for rows in _rows(wanted, starts, max(1, _LOGITS // vocabulary)):
+    alone = _frequencies_change(model, wanted, position_ids)
+    at_once = 1 if alone else _tokens_at_once(model, tokens.numel())
+    for rows in _rows(wanted, starts, at_once, whole=alone):
         real = rows >= 0
         fed = flat[rows.clamp(min=0)].masked_fill(~real, 0)
         named = {"attention_mask": real.long()}
@@ -73,9 +87,10 @@ def portable_log_probs(
             if bool((positions[:, 0] != 0).any()):
                 named["position_ids"] = positions
         follows = wanted.view(-1)[(rows + 1).clamp(max=wanted.numel() - 1)] & real
+        follows &= rows + 1 < wanted.numel()
         columns = rows[follows] + 1
-        found, spread = checkpoint(
-            _chosen, model, fed, named, follows, flat[columns], temperature, use_reentrant=False
+        found, spread = _chosen(
+            model, fed, named, follows, flat[columns], temperature, with_entropy=with_entropy
         )
         places.append(columns)
         figures.append(found)
@@ -92,7 +107,52 @@ def _chosen(
     follows: Tensor,
     targets: Tensor,
     temperature: float,
+    *,
+    with_entropy: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Return log-probs of the targets, and entropies, where ``(S, L)`` ``follows`` is True."""
+    head = _matrix_head(model)
+    if head is None:
+        found: tuple[Tensor, Tensor] = checkpoint(
+            _by_forward, model, fed, named, follows, targets, temperature, use_reentrant=False
+        )
+        return found
+    hidden = checkpoint(_hidden_states, model, fed, named, follows, use_reentrant=False)
+    hidden = hidden.to(head.weight.dtype)  # autocast may have left another
+    return head_log_probs(
+        hidden, head.weight, head.bias, targets, temperature, with_entropy=with_entropy
+    )
+
+
+def _matrix_head(model: Untyped) -> nn.Linear | None:
+    """Return the head if logits are known to be its product with the last hidden states."""
+    kind = type(model)
+    if kind.__name__ not in _MATRIX_HEADS or not kind.__module__.startswith("transformers.models."):
+        return None
+    head = model.get_output_embeddings()
+    for module in (model, head):
+        if "forward" in vars(module) or any(getattr(module, hooks) for hooks in HOOKS):
+            return None
+    return head if type(head) is nn.Linear else None
+
+
+def _hidden_states(
+    model: Untyped, fed: Tensor, named: dict[str, Tensor], follows: Tensor
+) -> Tensor:
+    forget_lengths(model)
+    hidden: Tensor = model.base_model(fed, use_cache=False, **named).last_hidden_state
+    return hidden[follows]
+
+
+def _by_forward(
+    model: nn.Module,
+    fed: Tensor,
+    named: dict[str, Tensor],
+    follows: Tensor,
+    targets: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    forget_lengths(model)
     logits = call_model(model, fed, **named)[follows] / temperature
     log_probs = torch.log_softmax(logits, -1)
     with torch.no_grad():
@@ -105,10 +165,28 @@ def _vocabulary(model: nn.Module) -> int:
     return size if isinstance(size, int) and size > 0 else 1 << 15
 
 
-def _rows(wanted: Tensor, starts: Tensor, tokens_at_once: int) -> Iterator[Tensor]:
+def _tokens_at_once(model: nn.Module, count: int) -> int:
+    at_once = max(1, _LOGITS // _vocabulary(model))
+    if _matrix_head(model) is not None:
+        return max(at_once, _TOKENS)
+    return min(at_once, -(-count // 4))  # never all logits at once, however few
+
+
+def _frequencies_change(model: nn.Module, wanted: Tensor, position_ids: Tensor | None) -> bool:
+    """Whether some row is so long that rotary frequencies depend on its length."""
+    same_up_to = same_frequencies_up_to(getattr(model, "config", None))
+    if same_up_to is None:
+        return False
+    if position_ids is None:
+        return wanted.shape[1] > same_up_to
+    return int(position_ids.max()) >= same_up_to
+
+
+def _rows(wanted: Tensor, starts: Tensor, tokens_at_once: int, *, whole: bool) -> Iterator[Tensor]:
     """Yield ``(S, L)`` flat indices of documents of similar length; -1 is padding.
 
-    A document reaches to the token before its last wanted one; those without one are left out.
+    A document reaches to the token before its last wanted one, or if ``whole`` to that one, which
+    then counts for its length alone; documents without one are left out.
     """
     first = starts.view(-1).nonzero().view(-1)
     document = starts.view(-1).cumsum(0) - 1
@@ -117,6 +195,8 @@ def _rows(wanted: Tensor, starts: Tensor, tokens_at_once: int) -> Iterator[Tenso
     lengths.scatter_reduce_(0, document[columns], columns - first[document[columns]], "amax")
     order = lengths.argsort(descending=True, stable=True)
     order = order[lengths[order] > 0]
+    if whole:
+        lengths += 1
     done = 0
     while done < len(order):
         longest = int(lengths[order[done]])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import UsageError
+from posttrain.model_weights import find_misfit
 
 __all__ = ["check_model_folder", "check_safetensors"]
 
@@ -28,11 +29,12 @@ _OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def check_model_folder(path: Path | str) -> None:
-    """Look at a Hugging Face folder's files; weights are not read, only their lengths compared.
+    """Look at a Hugging Face folder's files; of the weights only names and shapes are read.
 
     Raises:
         UsageError: There is no config, no tokenizer or no weights, the config is not a causal
-            language model's, or a file is damaged. One line that names the folder or file.
+            language model's, it promises other tensors than there are, or a file is damaged. One
+            line that names the folder or file.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -43,19 +45,23 @@ def check_model_folder(path: Path | str) -> None:
                 f"{folder} holds an adapter, not a model: merge it into its base model first"
             )
         raise UsageError(f"{folder} has no config.json: it is not a Hugging Face model folder")
-    _check_config(folder / "config.json")
+    config = _read_config(folder / "config.json")
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise UsageError(
             f"{folder} has no tokenizer (such as tokenizer.json): copy the one the model was "
             "trained with into it"
         )
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            _read_json(folder / name)
-    _check_weights(folder)
+    _check_tokenizer(folder)
+    shapes = _read_shapes(folder)
+    misfit = None if shapes is None else find_misfit(config, shapes)
+    if misfit is not None:
+        raise UsageError(
+            f"{folder} has weights that do not fit its config.json (model_type "
+            f"{config['model_type']}): {misfit}. Take config and weights from the same model"
+        )
 
 
-def _check_config(file: Path) -> None:
+def _read_config(file: Path) -> dict[str, Any]:
     config = _read_json(file)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UsageError(f"{file} names no model_type: it is not a transformers model's config")
@@ -66,26 +72,57 @@ def _check_config(file: Path) -> None:
             f"{file.parent} holds a {', '.join(map(str, kinds))}, expected a causal language model "
             "(one whose architecture ends in ForCausalLM)"
         )
+    return config
 
 
-def _check_weights(folder: Path) -> None:
+def _check_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    if file.is_file() and not isinstance(_read_json(file), dict):
+        raise UsageError(f"{file} holds no JSON object: copy the tokenizer again")
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        tokenizer = _read_json(file)
+        if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("model"), dict):
+            raise UsageError(
+                f"{file} holds no tokenizer (a JSON object with a model): copy the one the model "
+                "was trained with"
+            )
+
+
+def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
+    """Return every stored tensor's shape, or None where only old weights without a header are."""
     if (folder / _WEIGHTS[0]).is_file():
-        check_safetensors(folder / _WEIGHTS[0])
-    elif (folder / _WEIGHTS[1]).is_file():
-        index = _read_json(folder / _WEIGHTS[1])
-        places = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(places, dict) or not places:
-            raise UsageError(f"{folder / _WEIGHTS[1]} has no weight_map: copy the folder again")
-        for name in sorted({str(place) for place in places.values()}):
-            if not (folder / name).is_file():
-                raise UsageError(f"{folder} lacks {name}, which its index names: copy it again")
-            check_safetensors(folder / name)
-    elif not any((folder / name).is_file() for name in _OLD_WEIGHTS):
+        return check_safetensors(folder / _WEIGHTS[0])
+    if (folder / _WEIGHTS[1]).is_file():
+        return _read_shards(folder, folder / _WEIGHTS[1])
+    if not any((folder / name).is_file() for name in _OLD_WEIGHTS):
         raise UsageError(f"{folder} has no weights (model.safetensors): copy them into it")
+    return None
 
 
-def check_safetensors(file: Path) -> None:
+def _read_shards(folder: Path, file: Path) -> dict[str, tuple[int, ...]]:
+    index = _read_json(file)
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise UsageError(f"{file} has no weight_map: copy the folder again")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in sorted({str(place) for place in places.values()}):
+        if not (folder / name).is_file():
+            raise UsageError(f"{folder} lacks {name}, which its index names: copy it again")
+        shapes |= check_safetensors(folder / name)
+    lost = sorted(set(places) - set(shapes))
+    if lost:
+        raise UsageError(
+            f"{file} names {lost[0]}, which {places[lost[0]]} does not hold: copy the folder again"
+        )
+    return shapes
+
+
+def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
     """Compare a safetensors file's header with the file's length.
+
+    Returns:
+        The shape of each tensor.
 
     Raises:
         UsageError: It is cut short, or its header does not parse or contradicts itself.
@@ -112,6 +149,7 @@ def check_safetensors(file: Path) -> None:
         ends.append(8 + length + end)
     if max(ends) != size:
         raise UsageError(_damaged(file, f"it has {size} bytes, its header says {max(ends)}"))
+    return {name: tuple(entry["shape"]) for name, entry in header.items()}
 
 
 def _end(entry: Any) -> int | None:  # noqa: ANN401 whatever the JSON holds

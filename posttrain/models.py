@@ -19,6 +19,7 @@ import torch
 from launch.errors import UsageError
 from posttrain.decoder import unsupported
 from posttrain.model_files import check_model_folder
+from posttrain.model_weights import describe_misfit, harmless
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,13 +68,24 @@ def tiny_model(
         layers: Decoder layers.
         width: D, of the residual stream.
         heads: Of queries; divides ``width`` into even parts.
-        key_heads: Of keys and values; by default as many as of queries.
+        key_heads: Of keys and values, a divisor of ``heads``; by default as many as of queries.
         inner: Width of the feed-forward part; by default ``3 * width``.
         positions: Most tokens of a sequence.
         seed: The weights depend on it alone; the global random state is left as it is.
     """
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    key_heads = heads if key_heads is None else key_heads
+    inner = 3 * width if inner is None else inner
+    sizes = {"layers": layers, "width": width, "heads": heads, "key_heads": key_heads}
+    for name, size in (sizes | {"inner": inner, "positions": positions}).items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name}={size!r}: expected a whole number of at least 1")
+    if heads % key_heads:
+        raise ValueError(
+            f"key_heads={key_heads} with heads={heads}: each head of keys and values serves the "
+            "same number of heads of queries, so key_heads must divide heads"
+        )
     if width % heads or (width // heads) % 2:
         raise ValueError(
             f"width={width} with heads={heads}: each head needs the same even number of features, "
@@ -86,8 +98,8 @@ def tiny_model(
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=key_heads or heads,
-        intermediate_size=inner or 3 * width,
+        num_key_value_heads=key_heads,
+        intermediate_size=inner,
         max_position_embeddings=positions,
         tie_word_embeddings=True,
         pad_token_id=pad,
@@ -112,6 +124,10 @@ def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 256) -> PreTraine
     Args:
         texts: At least one; characters that occur in none of them become ``<unk>``.
         vocabulary: Most tokens in all, the special ones included.
+
+    Raises:
+        TypeError: ``texts`` is one text, or holds something else than texts.
+        ValueError: There are no texts, or their bytes alone need a larger vocabulary.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -119,6 +135,15 @@ def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 256) -> PreTraine
     from posttrain.data.chat import CHAT_TEMPLATE, CHAT_TOKENS
 
     special = ["<pad>", "<unk>", *CHAT_TOKENS]
+    pieces = _pieces(texts)
+    known = len(set("".join(pieces).encode()))
+    least = len(special) + len(_TAGS) + known
+    if not isinstance(vocabulary, int) or vocabulary < least:
+        raise ValueError(
+            f"vocabulary={vocabulary!r}: use a whole number of at least {least}, which is what "
+            f"{len(special)} special tokens, {len(_TAGS)} tags and the {known} different bytes of "
+            "these texts need"
+        )
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -133,8 +158,7 @@ def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 256) -> PreTraine
         show_progress=False,
         min_frequency=2,
     )
-    around_tags = re.compile("|".join(_TAGS))
-    tokenizer.train_from_iterator((p for text in texts for p in around_tags.split(text)), trainer)
+    tokenizer.train_from_iterator(pieces, trainer)
     tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in _TAGS])
     with _quiet():
         made = PreTrainedTokenizerFast(
@@ -149,6 +173,22 @@ def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 256) -> PreTraine
     return made
 
 
+def _pieces(texts: Sequence[str]) -> list[str]:
+    """Return what stands between the tags of texts, after a look at what they are."""
+    if isinstance(texts, str | bytes):
+        raise TypeError(
+            f"texts is one {type(texts).__name__}: give a list of texts, such as [text]"
+        )
+    texts = list(texts)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"text {index} is a {type(text).__name__}, expected str")
+    if not texts:
+        raise ValueError("there are no texts to learn a tokenizer from: give at least one")
+    around_tags = re.compile("|".join(_TAGS))
+    return [piece for text in texts for piece in around_tags.split(text)]
+
+
 def load_model(path_or_hub_id: Path | str, *, dtype: Dtype = "float32") -> LanguageModel:
     """Load a causal language model and its tokenizer from a folder or the hub.
 
@@ -157,7 +197,8 @@ def load_model(path_or_hub_id: Path | str, *, dtype: Dtype = "float32") -> Langu
         dtype: Of the parameters.
 
     Raises:
-        UsageError: It cannot be loaded; one line says why.
+        UsageError: It cannot be loaded, or its weights are not those that its config promises,
+            so that some would stay random; one line says why.
     """
     if dtype not in _DTYPES:
         raise UsageError(f"dtype={dtype!r}: use one of {', '.join(_DTYPES)}")
@@ -171,13 +212,28 @@ def load_model(path_or_hub_id: Path | str, *, dtype: Dtype = "float32") -> Langu
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(name)
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=_DTYPES[dtype])
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=_DTYPES[dtype],
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+            )
     except Exception as error:  # transformers, safetensors and the hub raise what they like
         reason = " ".join(str(error).split())[:300]
         raise UsageError(
             f"{name} cannot be loaded as a causal language model with its tokenizer: "
             f"{type(error).__name__}: {reason}"
         ) from error
+    misfit = describe_misfit(
+        sorted(loaded["missing_keys"]),
+        sorted(key for key in loaded["unexpected_keys"] if not harmless(key)),
+        sorted((key, list(stored), list(own)) for key, stored, own in loaded["mismatched_keys"]),
+    )
+    if misfit is not None:
+        raise UsageError(
+            f"{name} has weights that do not fit its config.json ({type(model).__name__}): "
+            f"{misfit}. Take config and weights from the same model"
+        )
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UsageError(
@@ -213,7 +269,9 @@ def save_model(
             model.config.use_cache = True  # for whoever loads it; training has no use for it
             _write_weights(model, temporary)
             tokenizer.save_pretrained(temporary)
+        mode = (temporary / "config.json").stat().st_mode
         for file in temporary.iterdir():
+            file.chmod(mode)  # safetensors makes its files readable to their owner alone
             _synchronize(file)
         if folder.exists():
             folder.rename(old)
@@ -240,6 +298,7 @@ def _write_weights(model: PreTrainedModel, folder: Path) -> None:
     if model.lm_head.weight is model.model.embed_tokens.weight:
         del weights["lm_head.weight"]
     model.config.architectures = [type(model).__name__]
+    model.config.dtype = model.dtype
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

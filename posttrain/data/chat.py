@@ -189,8 +189,11 @@ def _render(
 
 def _turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str]:
     """Return the text before the last message, which is the assistant's, and after it."""
-    start = _render(tokenizer, messages[:-1], turn=True)
     stop = _render(tokenizer, messages)
+    if len(messages) > 1:
+        start = _render(tokenizer, messages[:-1], turn=True)
+    else:
+        start = _opening(tokenizer, messages[0])
     if not stop.startswith(start) or _dense(messages[-1]["content"]) not in _dense(
         stop[len(start) :]
     ):
@@ -200,6 +203,20 @@ def _turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tu
             "drops a part, such as the thoughts. Set tokenizer.chat_template to one that keeps it"
         )
     return start, stop
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase, message: Message) -> str:
+    """Return the text before an assistant's message that opens its chat.
+
+    Templates take no empty chat, so it is read off two chats that differ in their content alone:
+    all that they share up to the header of an assistant's turn, as it stands after a user's.
+    """
+    one, other = (_render(tokenizer, [{**message, "content": text}]) for text in ("x", "y"))
+    differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    shared = one[: next(differ, len(one))]
+    asked = [{"role": "user", "content": "x"}]
+    header = _render(tokenizer, asked, turn=True).removeprefix(_render(tokenizer, asked))
+    return shared[: shared.rfind(header) + len(header)] if header in shared else shared
 
 
 def _dense(text: str) -> str:

@@ -40,7 +40,7 @@ def token_gains(
         batch: The rollouts; ``mask``, ``old_log_probs`` and ``advantages`` are read.
         clip_low: How far the ratio may fall below 1 before a loss is cut off.
         clip_high: How far it may rise above 1 before a gain is cut off.
-        dual_clip: The bound c > 1, or None.
+        dual_clip: The bound c >= 1, or None.
 
     Returns:
         ``(B, T)``, in units of the advantages.
@@ -55,7 +55,9 @@ def token_gains(
     )
     if dual_clip is None:
         return gains
-    return torch.where(advantages < 0, torch.maximum(gains, dual_clip * advantages), gains)
+    bound = dual_clip * advantages
+    # Not torch.maximum, which halves the gradient where both are equal, as at w = dual_clip = 1.
+    return torch.where((advantages < 0) & (gains < bound), bound, gains)
 
 
 def token_divergences(log_probs: Tensor, batch: RolloutBatch, kl: TokenDivergence) -> Tensor:
@@ -82,8 +84,8 @@ def check_surrogate(
             f"kl_weight={kl_weight}: it weighs a penalty, so use a finite number of 0 or more; "
             "0 needs no reference model"
         )
-    if dual_clip is not None and not dual_clip > 1:
+    if dual_clip is not None and not dual_clip >= 1:
         raise ValueError(
-            f"dual_clip={dual_clip}: at 1 or below it would cut off losses at the policy that "
-            "sampled; use more than 1 (the paper takes 3), or None"
+            f"dual_clip={dual_clip}: below 1 it would cut off losses at the policy that sampled; "
+            "use 1 or more (the paper takes 3), or None"
         )

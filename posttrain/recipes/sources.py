@@ -77,6 +77,16 @@ class FromScratch:
     texts: int = 2_000
     """Examples that the tokenizer learns from."""
 
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "vocabulary", "texts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width={self.width} with heads={self.heads}: each head needs the same even "
+                "number of features, because rotary positions turn them in pairs"
+            )
+
     def check(self) -> None:
         """Nothing can be missing."""
 

@@ -118,7 +118,7 @@ def grpo_mini() -> GRPOJob:
         warm_up=WarmUp(
             data=WorkedSums(task=task, mixture=Mixture(first=0.75, reasoning=0.35)),
             training=SFTConfig(
-                steps=240,
+                steps=220,
                 documents_per_step=32,
                 row_length=128,
                 shuffle=False,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from launch.streams import key
-from posttrain.data.chat import encode_chat, encode_prompt
+from posttrain.data.chat import encode_prompt
 from posttrain.data.packing import Document
 from posttrain.data.tasks.base import Prompt
 from posttrain.models import LanguageModel
@@ -83,6 +83,8 @@ def demonstrations(
 ) -> Sequence[Document]:
     """Return ``count`` chats, in the order of training, of which the mixture's share reasons.
 
+    They equal ``encode_chat`` of the same turns; prompt and turn are encoded apart, for speed.
+
     Args:
         prompts: Problems whose metadata has the ``expression``.
         lm: Its tokenizer and chat template.
@@ -95,10 +97,16 @@ def demonstrations(
         prompt = prompts[index % len(prompts)]
         first = index < mixture.first * count
         reasons = first or chosen(mixture.reasoning, seed, "reasons", index)
-        turn = {"role": "assistant", "content": response(prompt, reasons=reasons)}
-        return encode_chat(lm.tokenizer, [*(prompt.messages or ()), turn])
+        start = encode_prompt(lm.tokenizer, prompt)
+        rest = continuation(lm, response(prompt, reasons=reasons))
+        return Document(tokens=start + rest, mask=[False] * len(start) + [True] * len(rest))
 
     return Made(count, make)
+
+
+def continuation(lm: LanguageModel, text: str) -> list[int]:
+    """Return the tokens of a turn as the model itself would write it, stop token included."""
+    return [*lm.tokenizer.encode(text, add_special_tokens=False), lm.stop_tokens[0]]
 
 
 def raw_lines(
@@ -116,8 +124,7 @@ def raw_lines(
         text = f"\n{thought}\n{prompt.answer}"
         if chosen(tagged, seed, "tagged", index):
             text = response(prompt, reasons=True)
-        rest = lm.tokenizer.encode(text, add_special_tokens=False)
-        tokens = [*encode_prompt(lm.tokenizer, prompt), *rest, lm.stop_tokens[0]]
+        tokens = encode_prompt(lm.tokenizer, prompt) + continuation(lm, text)
         return Document(tokens=tokens, mask=[True] * len(tokens))
 
     return Made(count, make)

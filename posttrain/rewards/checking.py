@@ -48,7 +48,7 @@ def checked(
     else:
         values, error = _outcome_within(seconds, name, reward, samples)
     if error is not None:
-        if isinstance(error, RewardError) or not isinstance(error, Exception):
+        if isinstance(error, RewardError) or not isinstance(error, Exception | SystemExit):
             raise error
         where = traceback.extract_tb(error.__traceback__)[-1]
         said = " ".join(f"{type(error).__name__}: {error}".split())

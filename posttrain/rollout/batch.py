@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from torch import Tensor
 
@@ -28,6 +30,11 @@ class Sampling:
     """Ids that end a completion; none means never to stop early, whatever the model says."""
 
     def __post_init__(self) -> None:
+        for name in ("max_tokens", "top_k"):
+            object.__setattr__(self, name, _integer(name, getattr(self, name)))
+        for name in ("temperature", "top_p"):
+            _check_real(name, getattr(self, name))
+        object.__setattr__(self, "stop_tokens", _ids("stop_tokens", self.stop_tokens))
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens={self.max_tokens}: a completion needs at least one token")
         if not 0 <= self.temperature < float("inf"):
@@ -38,6 +45,31 @@ class Sampling:
             raise ValueError(f"top_k={self.top_k}: use 0 to keep all tokens, or a positive count")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: use a probability in (0, 1]; 1 keeps all tokens")
+
+
+def _integer(name: str, value: object) -> int:
+    """Return ``value`` as an int; NumPy's and torch's integers are taken, truth values are not."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # what is no integer raises
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: give an integer")
+    return number
+
+
+def _check_real(name: str, value: object) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}: give a number")
+
+
+def _ids(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes):
+        raise TypeError(
+            f"{name}={value!r} is of type {type(value).__name__}: give a tuple of token ids, "
+            "() for none"
+        )
+    return tuple(_integer(f"{name}[{i}]", token) for i, token in enumerate(value))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -181,7 +181,7 @@ class Decoding:
         """Attend to a shared prompt, from column ``start`` on, and to what each slot added."""
         keys = self.before.keys(i).flatten(0, 1)[:, start:]
         values = self.before.values(i).flatten(0, 1)[:, start:]
-        together = queries.view(len(keys), -1, queries.shape[-1])  # (p, h) x (g, r)
+        together = queries.reshape(len(keys), -1, queries.shape[-1])  # (p, h) x (g, r)
         of_prompt = torch.bmm(together, keys.transpose(1, 2))
         if self.bias is not None:
             of_prompt.view(self.lines, -1, keys.shape[1]).add_(self.bias[..., start:])

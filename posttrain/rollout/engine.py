@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from bisect import bisect_right
 from collections import defaultdict
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from launch.backends import unwrap
 from posttrain.decoder import Decoder, Untyped, read_decoder, unsupported
+from posttrain.decoder_positions import most_positions
 from posttrain.rollout.batch import Rollout, Sampling
 from posttrain.rollout.completion import Completions, Session, complete
 from posttrain.rollout.decoding import Decoding
@@ -69,15 +71,9 @@ class Engine:
             gradients are as before.
         """
         rows = self._prompts(prompts, sampling.max_tokens)
-        if group_size < 1:
-            raise ValueError(f"group_size={group_size}: a prompt needs at least one completion")
-        seeds = range(len(rows)) if seeds is None else seeds
-        if len(seeds) != len(rows):
-            raise ValueError(
-                f"got {len(seeds)} seeds for {len(rows)} prompts: give one integer per prompt"
-            )
+        group_size = _group_size(group_size)
         device = next(self.model.parameters()).device
-        keys = completion_keys(seeds, group_size).to(device)
+        keys = completion_keys(_seeds(seeds, len(rows)), group_size).to(device)
         into = Completions(len(keys), sampling, device)
         decodable = self._decodable()
         with _sampling_mode(self.model, decodable):
@@ -100,7 +96,7 @@ class Engine:
         """Return the prompts as tensors, or raise ValueError for what cannot be continued."""
         rows = [row.tolist() if isinstance(row, Tensor) else list(row) for row in prompts]
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        most = getattr(self.model.config, "max_position_embeddings", None)
+        most = most_positions(self.model.config)
         for p, row in enumerate(rows):
             if not row:
                 raise ValueError(
@@ -135,7 +131,30 @@ class Engine:
                 yield Decoding(decoder, [rows[p] for p in turn], group_size, max_tokens), turn
         else:
             for turn in _equally_long(rows):
-                yield Portable(self.model, [rows[p] for p in turn], group_size), turn
+                yield Portable(self.model, [rows[p] for p in turn], group_size, max_tokens), turn
+
+
+def _group_size(group_size: int) -> int:
+    try:
+        count = operator.index(group_size)
+    except TypeError:
+        raise TypeError(f"group_size={group_size!r}: give an integer, at least 1") from None
+    if count < 1:
+        raise ValueError(f"group_size={count}: a prompt needs at least one completion")
+    return count
+
+
+def _seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
+    """Return one Python integer a prompt; NumPy's and torch's integers are taken too."""
+    if seeds is None:
+        return list(range(count))
+    try:
+        found = [operator.index(seed) for seed in seeds]
+    except TypeError:
+        raise TypeError(f"seeds={seeds!r}: give a sequence of integers, one per prompt") from None
+    if len(found) != count:
+        raise ValueError(f"got {len(found)} seeds for {count} prompts: give one integer per prompt")
+    return found
 
 
 @contextmanager

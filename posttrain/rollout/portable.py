@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.decoder import Untyped
+from posttrain.decoder_positions import forget_lengths, same_frequencies_up_to
 
 __all__ = ["Portable", "evaluating"]
 
@@ -35,16 +36,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 class Portable:
     """Completions of prompts of equal length; slot ``p * G + g`` is completion g of prompt p.
 
-    A model without a cache that can be reordered runs all its tokens again at every step.
+    A model without a cache that can be reordered runs all its tokens again at every step; so does
+    one whose rotary frequencies change on the way, since cached keys were turned by the old ones.
     """
 
-    def __init__(self, model: Untyped, prompts: Sequence[Tensor], group_size: int) -> None:
+    def __init__(
+        self, model: Untyped, prompts: Sequence[Tensor], group_size: int, max_tokens: int
+    ) -> None:
         parameters = inspect.signature(model.forward).parameters
         self.model = model
         self.device = next(model.parameters()).device
         self.tokens = torch.stack(list(prompts)).to(self.device)
         self.group = group_size
+        same_up_to = same_frequencies_up_to(model.config)
+        if same_up_to is not None:
+            forget_lengths(model)
+        self.changes = same_up_to is not None and self.tokens.shape[1] + max_tokens > same_up_to
         self.caches = "use_cache" in parameters and "past_key_values" in parameters
+        self.caches = self.caches and not self.changes
+        self.named = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        self.uncached = {"use_cache": False} if "use_cache" in parameters else {}
         self.cache: Untyped = None
 
     def start(self) -> Tensor:
@@ -65,11 +76,12 @@ class Portable:
         return self._run(tokens[:, None] if self.caches else self.tokens)
 
     def _run(self, tokens: Tensor) -> Tensor:
+        if self.changes:
+            forget_lengths(self.model)
         if not self.caches:
-            named = {"use_cache": False} if "use_cache" in _names(self.model) else {}
-            output = self.model(tokens, **named)
+            output = self.model(tokens, **self.named, **self.uncached)
         else:
-            output = self.model(tokens, past_key_values=self.cache, use_cache=True)
+            output = self.model(tokens, past_key_values=self.cache, use_cache=True, **self.named)
             self.cache = output.past_key_values
         logits = output if isinstance(output, Tensor) else output.logits
         return logits[:, -1].float()
@@ -83,10 +95,6 @@ class Portable:
         if self.cache is not None:
             self.cache.batch_select_indices(slots)
         return slots
-
-
-def _names(model: nn.Module) -> set[str]:
-    return set(inspect.signature(model.forward).parameters)
 
 
 def _reorders(cache: Untyped) -> bool:

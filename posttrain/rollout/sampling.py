@@ -22,6 +22,8 @@ _FIRST, _SECOND = (
 )  # 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _REACHED = 1e-6  # what float32 rounding may take from a sum of probabilities
 _BLOCK = 32
+_LEAST, _MOST = 1e-30, 1e30
+"""Temperatures beyond these draw alike, but they or their reciprocals leave float32."""
 
 
 def _mixed(x: Tensor) -> Tensor:
@@ -98,7 +100,8 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
         return tokens, log_probs, torch.zeros_like(log_probs)
     tempered = logits
     if sampling.temperature != 1.0:  # from 0 down: however low the temperature, nothing overflows
-        tempered = (logits - logits.amax(-1, keepdim=True)).div_(sampling.temperature)
+        temperature = min(max(sampling.temperature, _LEAST), _MOST)
+        tempered = (logits - logits.amax(-1, keepdim=True)).div_(temperature)
     probabilities = torch.softmax(tempered, -1)
     weights = probabilities
     if sampling.top_k or sampling.top_p < 1.0:

@@ -37,7 +37,7 @@ from posttrain.trainers.rollouts import (
     sample_rows,
     stopping,
 )
-from posttrain.trainers.supervised import TOKENS_PER_MICRO_BATCH, check_micro_batch
+from posttrain.trainers.supervised import TOKENS_PER_MICRO_BATCH, check_loop, check_micro_batch
 
 __all__ = ["GRPOConfig", "Probe", "train_grpo"]
 
@@ -87,6 +87,14 @@ class GRPOConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
         check_micro_batch(self.micro_batch)
+        check_loop(
+            self.max_grad_norm,
+            save_every=self.save_every,
+            probe_every=self.probe_every,
+            samples_every=self.samples_every,
+        )
+        if not self.reward_seconds > 0:
+            raise ValueError(f"reward_seconds={self.reward_seconds}: give a positive limit")
         if self.sampling.temperature == 0:
             raise ValueError(
                 "sampling.temperature=0: greedy completions of a prompt are all the same, so "

@@ -9,6 +9,7 @@ from torch import nn
 
 from launch.checkpoint import Stateful
 from launch.config import resumable
+from launch.errors import UsageError
 from launch.metrics import Mean, Rate
 from launch.optimizers import AdamW, OptimizerConfig
 from launch.runtime import Runtime
@@ -47,6 +48,7 @@ class SFTConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
         check_micro_batch(self.micro_batch)
+        check_loop(self.max_grad_norm, save_every=self.save_every)
 
 
 def train_sft(
@@ -57,6 +59,7 @@ def train_sft(
     Raises:
         ValueError: There are no documents, or one is longer than a row.
     """
+    check_lengths(cfg, documents)
     optimizer = cfg.optimizer.build(model)
     prepared, optimizer = run.prepare(model, optimizer)
     state: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
@@ -89,6 +92,17 @@ def train_sft(
         )
 
 
+def check_lengths(cfg: SFTConfig, documents: Sequence[Document]) -> None:
+    """Raise UsageError if a document does not fit into a row; of lazy ones, look at the first."""
+    seen = documents if isinstance(documents, list) else documents[: cfg.documents_per_step]
+    for index, document in enumerate(seen):
+        if len(document) > cfg.row_length:
+            raise UsageError(
+                f"document {index} has {len(document)} tokens, but row_length={cfg.row_length}: "
+                "documents are never split, so raise row_length or shorten the document"
+            )
+
+
 def step_documents(
     cfg: SFTConfig, documents: Sequence[Document], step: int, run: Runtime
 ) -> list[Document]:
@@ -104,6 +118,17 @@ def step_documents(
 
 TOKENS_PER_MICRO_BATCH = 8_192
 """What a derived micro-batch holds: enough to keep a core busy, little enough for its cache."""
+
+
+def check_loop(max_grad_norm: float, **intervals: int) -> None:
+    """Raise ValueError unless the norm is positive and no interval is negative."""
+    if not max_grad_norm > 0:
+        raise ValueError(
+            f"max_grad_norm={max_grad_norm}: give a positive norm to clip to; .inf never clips"
+        )
+    for name, steps in intervals.items():
+        if steps < 0:
+            raise ValueError(f"{name}={steps}: give 0 (never) or a number of steps")
 
 
 def check_micro_batch(micro_batch: int | None) -> None:

@@ -75,6 +75,8 @@ def masked_standardize(x: Tensor, mask: Tensor, axis: Axis = None) -> Tensor:
         return x.clone()
     axes = _axes(x, axis)
     count = mask.sum(axes, keepdim=True).clamp(min=1)
+    # The difference of the largest numbers would overflow, and so would a power of two above them.
+    x = x / binary_scale(torch.where(mask, x, 0.0), axes).clamp(max=1 / torch.finfo(x.dtype).tiny)
     least = torch.where(mask, x, torch.inf).detach().amin(axes, keepdim=True)
     # Measured from the least counted entry, equal entries are 0 before anything can round.
     offsets = torch.where(mask, x - least, 0.0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from launch.muon import Muon
 from launch.optimizers import AdamW, Joined, MuonAdamW, OptimizerConfig
 
 
@@ -50,7 +51,7 @@ def test_muon_takes_hidden_matrices_alone(model: Tied) -> None:
     muon = [
         p
         for part in optimizer.parts
-        if isinstance(part, torch.optim.Muon)
+        if isinstance(part, Muon)
         for g in part.param_groups
         for p in g["params"]
     ]

@@ -196,7 +196,7 @@ def test_loss_that_is_not_finite_names_step_and_rows_and_saves_them(tmp_path: Pa
                 run.backward(sum_of_squares(weight, part))
             run.step(optimizer)
 
-    named = r"step 1: the loss is not finite .*micro-batch 1 \(2 rows\)"
+    named = r"step 1: the loss is not finite .*process 0: rows 2 to 3"
     with Runtime(output=tmp_path / "run") as run, pytest.raises(UsageError, match=named):
         train(run)
     assert weight.item() == 1.0

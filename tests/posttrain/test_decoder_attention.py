@@ -15,6 +15,9 @@ LAYOUTS: dict[str, Callable[[], Layout]] = {
     "one": lambda: sequences(torch.tensor([5])),
     "equal": lambda: sequences(torch.tensor([4, 4, 4, 4])),
     "unequal": lambda: sequences(torch.tensor([1, 9, 3, 2, 8, 1])),
+    "short-before-long": lambda: sequences(torch.tensor([2, 30])),
+    "long-before-short": lambda: sequences(torch.tensor([30, 2])),
+    "three-plain-runs": lambda: sequences(torch.tensor([1, 3, 12])),
     "shared": lambda: shared_sequences(torch.tensor([4, 4]), torch.tensor([2, 2, 2, 2])),
     "shared-unequal": lambda: shared_sequences(
         torch.tensor([3, 7, 1]), torch.tensor([2, 0, 5, 1, 4, 4])
@@ -37,6 +40,14 @@ def by_hand(qkv: Tensor, starts: list[list[int]]) -> Tensor:
         scores = torch.einsum("hrk,shk->hrs", queries[t], keys[seen]) * HEADS.scale
         rows.append(torch.einsum("hrs,shk->hrk", scores.softmax(-1), values[seen]).flatten())
     return torch.stack(rows)
+
+
+def test_slots_are_left_out_only_where_blocks_lie_in_token_order() -> None:
+    assert sequences(torch.tensor([30, 2])).slots is None
+    layout = sequences(torch.tensor([2, 30]))
+    assert [block.start for block in layout.blocks] == [2, 0]
+    assert layout.slots is not None
+    assert layout.slots.tolist() == [30, 31, *range(30)]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

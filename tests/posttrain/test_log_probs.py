@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -241,6 +242,37 @@ def test_logits_of_the_whole_batch_never_exist(name: str, shared: bool) -> None:
             ours = token_log_probs(model, tokens, mask)
         ours.sum().backward()
     assert largest.elements <= rows * width * 4096 // 4
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("name", ["qwen2", "gpt2", "gemma2"])
+def test_nor_do_they_at_small_sizes(name: str, rows: int) -> None:
+    """A head that is a matrix is taken in chunks, any other a few rows at a time."""
+    if name == "gemma2" and rows == 1:
+        pytest.skip("a single row of a model with another head runs as one")
+    with large_vocabulary(name) as model:
+        model.resize_token_embeddings(512)
+        tokens = torch.arange(64).expand(rows, -1)
+        with Largest() as largest:
+            token_log_probs(model, tokens).sum().backward()
+    assert largest.elements < max(rows * 64 * 512 // 2, 512 * 17)
+
+
+@pytest.mark.parametrize("name", ["llama-biases-tied", "gpt2", "gemma2-capped-logits"])
+@pytest.mark.parametrize("temperature", [1e-38, 1e-300, 1e300])
+def test_extreme_temperatures_give_numbers(
+    model_of: ModelOf, name: str, temperature: float
+) -> None:
+    model, (tokens, _, _) = model_of(name), batch()
+    with torch.no_grad():
+        tokens[:, 1:] = model(tokens).logits.argmax(-1)[:, :-1]
+        tokens[:, 2:] = 5
+        likeliest = model(tokens).logits.argmax(-1)[:, 0]
+        ours = token_log_probs(model, tokens, temperature=temperature)
+        assert ours.isfinite().all()
+        expected = 0.0 if temperature < 1 else -math.log(97)
+        assert torch.equal(likeliest, tokens[:, 1])
+        torch.testing.assert_close(ours[:, 1], torch.full((6,), expected))
 
 
 def test_a_prepared_model_is_run_inside_its_wrapper(model_of: ModelOf) -> None:

@@ -18,9 +18,9 @@ def folder(tmp_path: Path) -> Path:
 
     made = tmp_path / "model"
     made.mkdir()
-    config = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    config = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
     (made / "config.json").write_text(json.dumps(config))
-    (made / "tokenizer.json").write_text("{}")
+    (made / "tokenizer.json").write_text('{"model": {}}')
     weights = {
         "a": torch.zeros(3, 4),
         "b": torch.zeros(5, dtype=torch.bfloat16),
@@ -90,6 +90,38 @@ def test_no_tokenizer_or_a_damaged_one(folder: Path) -> None:
     refused(folder, "has no tokenizer")
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"model": 3}', '{"model": null}'])
+def test_a_tokenizer_that_is_none(folder: Path, text: str) -> None:
+    (folder / "tokenizer.json").write_text(text)
+    refused(folder, "tokenizer.json holds no tokenizer")
+
+
+def test_tokenizer_settings_may_be_empty_but_are_an_object(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text("{}")
+    check_model_folder(folder)
+    (folder / "tokenizer_config.json").write_text("[]")
+    refused(folder, "tokenizer_config.json holds no JSON object")
+
+
+def test_weights_of_another_model(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    refused(
+        folder,
+        r"do not fit its config.json \(model_type gpt2\): missing: transformer.wte.weight and 3 "
+        r"more; unexpected: a and 4 more",
+    )
+    (folder / "config.json").write_text(
+        '{"model_type": "bert", "architectures": ["Qwen2ForCausalLM"]}'
+    )
+    refused(folder, "Qwen2ForCausalLM has model_type 'qwen2', but the config says 'bert'")
+
+
+def test_old_weights_have_no_header_to_compare(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    check_model_folder(folder)
+
+
 def test_no_weights_or_lost_shards(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     refused(folder, "has no weights")
@@ -98,6 +130,8 @@ def test_no_weights_or_lost_shards(folder: Path) -> None:
     refused(folder, "lacks model-2.safetensors")
     index.write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     check_model_folder(folder)
+    index.write_text('{"weight_map": {"a": "model-1.safetensors", "z": "model-1.safetensors"}}')
+    refused(folder, "names z, which model-1.safetensors does not hold")
     index.write_text("{}")
     refused(folder, "has no weight_map")
 
@@ -113,6 +147,11 @@ def test_a_file_with_something_behind_it(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes() + b"x")
     refused(folder, "is damaged: it has")
+
+
+def test_shapes_come_back(folder: Path) -> None:
+    shapes = check_safetensors(folder / "model.safetensors")
+    assert shapes == {"a": (3, 4), "b": (5,), "c": (2,), "d": (0, 3), "e": ()}
 
 
 def test_a_header_that_is_no_header(folder: Path) -> None:

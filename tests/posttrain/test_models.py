@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from launch.errors import UsageError
 from posttrain.data.chat import encode_prompt
 from posttrain.data.tasks.base import Prompt
 from posttrain.models import (
+    Dtype,
     LanguageModel,
     check_model_folder,
     load_model,
@@ -76,6 +81,134 @@ def test_heads_must_divide_the_width(lm: LanguageModel) -> None:
     for width, heads in ((30, 4), (12, 4)):
         with pytest.raises(ValueError, match=f"width={width} with heads={heads}"):
             tiny_model(lm.tokenizer, width=width, heads=heads)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"heads": 4, "key_heads": 3}, "key_heads=3 with heads=4"),
+        ({"heads": 4, "key_heads": 8}, "key_heads=8 with heads=4"),
+        ({"key_heads": 0}, "key_heads=0: expected a whole number of at least 1"),
+        ({"layers": 0}, "layers=0: expected"),
+        ({"layers": -1}, "layers=-1: expected"),
+        ({"layers": 1.5}, "layers=1.5: expected"),
+        ({"positions": 0}, "positions=0: expected"),
+        ({"heads": 0}, "heads=0: expected"),
+        ({"width": 0}, "width=0: expected"),
+        ({"inner": 0}, "inner=0: expected"),
+    ],
+)
+def test_sizes_that_make_no_model(lm: LanguageModel, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        tiny_model(lm.tokenizer, **settings)
+
+
+def test_texts_that_teach_no_tokenizer() -> None:
+    with pytest.raises(ValueError, match="there are no texts"):
+        train_tokenizer([])
+    with pytest.raises(TypeError, match="texts is one str"):
+        train_tokenizer("one text")
+    with pytest.raises(TypeError, match="text 1 is a int, expected str"):
+        train_tokenizer(["a", 3])  # type: ignore[list-item]  # a wrong one
+
+
+def test_the_least_vocabulary_is_named_and_enough() -> None:
+    # <pad>, <unk> and four of the chat, four tags, and the bytes of a, b, space and the two of é.
+    texts = ["<think>a b</think>é"] * 3
+    with pytest.raises(ValueError, match=r"vocabulary=14: .* at least 15.* 5 different bytes"):
+        train_tokenizer(texts, vocabulary=14)
+    tokenizer = train_tokenizer(texts, vocabulary=15)
+    assert len(tokenizer) == 15
+    assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
+
+
+@pytest.mark.parametrize(
+    ("loaded", "saved"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float32", "float16")]
+)
+def test_the_config_says_the_type_that_was_written(
+    lm: LanguageModel, tmp_path: Path, loaded: Dtype, saved: str
+) -> None:
+    save_model(lm.model, lm.tokenizer, tmp_path / "first")
+    again = load_model(tmp_path / "first", dtype=loaded)
+    save_model(again.model.to(getattr(torch, saved)), again.tokenizer, tmp_path / "second")
+    config = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert config["dtype"] == saved
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "second", dtype="auto")
+    assert model.dtype == getattr(torch, saved)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_saved_files_have_ordinary_permissions(
+    lm: LanguageModel, tmp_path: Path, mask: int, mode: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        save_model(lm.model, lm.tokenizer, tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}
+    assert modes == dict.fromkeys(modes, mode)
+    assert "model.safetensors" in modes
+
+
+MISFITS: list[tuple[dict[str, Any], str]] = [
+    ({"model_type": "gpt2"}, "missing: transformer.wte.weight and"),
+    ({"model_type": "llama"}, "unexpected: model.layers.0.self_attn.k_proj.bias and 5 more"),
+    ({"model_type": "bert"}, "Qwen2ForCausalLM has model_type 'qwen2'"),
+    (
+        {"model_type": "bert", "architectures": ["BertLMHeadModel"]},
+        r"missing: bert.* and \d+ more; unexpected: model.embed_tokens.weight and 25 more",
+    ),
+    ({"num_hidden_layers": 3}, "2 layers are stored, but num_hidden_layers is 3; missing: "),
+    ({"num_hidden_layers": 1}, "2 layers are stored, but num_hidden_layers is 1; unexpected: "),
+    ({"hidden_size": 64}, r"model.embed_tokens.weight .* shape \[\d+, 32\], promised is \[\d+, 64"),
+    ({"vocab_size": 999}, r"model.embed_tokens.weight .* has shape .* promised is \[999, 32\]"),
+    ({"tie_word_embeddings": False}, "missing: lm_head.weight"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), MISFITS)
+@pytest.mark.parametrize("seen", [True, False])
+def test_no_weight_is_left_random(
+    lm: LanguageModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    said: str,
+    seen: bool,
+) -> None:
+    save_model(lm.model, lm.tokenizer, tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    del config["layer_types"]
+    file.write_text(json.dumps(config | change))
+    if not seen:  # as with a model of the hub, whose files are not looked at before
+        monkeypatch.setattr("posttrain.models.check_model_folder", lambda _: None)
+        said = r"(do not fit|layers|has shape|missing|unexpected|cannot be loaded)"
+    with pytest.raises(UsageError, match=said) as caught:
+        load_model(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+    assert re.search("do not fit its config.json", str(caught.value))
+
+
+def test_tensors_that_were_lost_or_are_too_many(lm: LanguageModel, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_model(lm.model, lm.tokenizer, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    lost = {k: x for k, x in weights.items() if k != "model.layers.1.mlp.up_proj.weight"}
+    save_file(lost, file, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"missing: model.layers.1.mlp.up_proj.weight\. "):
+        load_model(tmp_path / "model")
+    save_file(weights | {"v_head.weight": torch.ones(1)}, file, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"unexpected: v_head.weight\. "):
+        load_model(tmp_path / "model")
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file(weights | old, file, metadata={"format": "pt"})
+    assert torch.equal(load_model(tmp_path / "model").model.lm_head.weight, lm.model.lm_head.weight)
 
 
 def test_a_saved_model_comes_back(lm: LanguageModel, tmp_path: Path) -> None:

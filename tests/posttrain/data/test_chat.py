@@ -112,6 +112,63 @@ def test_encode_chat_takes_the_whole_turn_where_no_special_token_ends_it(make: M
     )
 
 
+SYSTEM = (
+    "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nbe kind<|im_end|>\n' }}"
+    "{% endif %}"
+)
+THINKS = CHATML.replace(  # as Qwen3's: an answer without thoughts gets empty ones
+    "m.content +", "('<think></think>' if m.role == 'assistant' else '') + m.content +"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (CHAT_TEMPLATE, "<|assistant|>[hello<|end|>]<|user|>you<|end|><|assistant|>[x<|end|>]"),
+        (
+            SYSTEM + CHATML,  # as Qwen2's: an empty chat has no first message
+            "<|im_start|>system\nbe kind<|im_end|>\n"
+            "<|im_start|>assistant\n[hello<|im_end|>]\n<|im_start|>user\nyou<|im_end|>\n"
+            "<|im_start|>assistant\n[x<|im_end|>]\n",
+        ),
+        (
+            THINKS,
+            "<|im_start|>assistant\n[<think></think>hello<|im_end|>]\n"
+            "<|im_start|>user\nyou<|im_end|>\n"
+            "<|im_start|>assistant\n[<think></think>x<|im_end|>]\n",
+        ),
+        (MARKED, None),
+        (PLAIN, "assistant: [hello\n]user: you\nassistant: [x\n]"),
+    ],
+)
+def test_a_chat_may_begin_with_the_assistant(
+    make: Make, template: str, expected: str | None
+) -> None:
+    tokenizer = make(template)
+    chat = [
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "you"},
+        {"role": "assistant", "content": "x"},
+    ]
+    expected = expected or (
+        "<|im_start|>assistant\n[hello<|im_end|>]\n<|im_start|>user\nyou<|im_end|>\n"
+        "<|im_start|>assistant\n[x<|im_end|>]\n"
+    )
+    assert shown(tokenizer, encode_chat(tokenizer, chat)) == expected
+    if template != MARKED:
+        alone, last = encode_turns(tokenizer, chat)
+        assert expected.startswith(shown(tokenizer, alone))
+        assert sum(last.mask) < sum(encode_chat(tokenizer, chat).mask)
+
+
+def test_a_template_that_refuses_an_assistant_first_is_said_clearly(make: Make) -> None:
+    after_user = "{% if messages[0].role == 'assistant' %}" + REFUSES + "{% endif %}" + CHATML
+    with pytest.raises(ValueError, match=r"refuses the roles assistant: .*roles must alternate"):
+        encode_chat(make(after_user), [{"role": "assistant", "content": "1"}])
+    with pytest.raises(ValueError, match=r"does not write message 0 \(assistant\)"):
+        encode_chat(make(NEVER_THINKS), [{"role": "assistant", "content": "<think>a</think>b"}])
+
+
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, CHATML, PLAIN])
 def test_each_turn_stands_behind_the_tokens_of_its_prompt(make: Make, template: str) -> None:
     # PLAIN ends its header with a space, which would be merged into " hello" in one text.

@@ -129,6 +129,29 @@ def test_dual_clip_bounds_the_gain_where_the_advantage_is_negative(
         assert log_probs.grad[0, 2].item() == near(2.0 * weight if expected == -2.0 else 0.0)
 
 
+@pytest.mark.parametrize("make", [GRPO, lambda **settings: DrGRPO(4, **settings)])
+def test_dual_clip_of_1_keeps_gain_and_gradient_at_the_policy_that_sampled(
+    make: Callable[..., Objective],
+) -> None:
+    # At w = 1 the bound is met and cuts nothing off yet; at w = 2 the gain is A, without gradient.
+    losses: list[float] = []
+    gradients: list[torch.Tensor] = []
+    for dual in (None, 1.0):
+        rollouts = batch(advantages=-torch.ones(3, 3, dtype=torch.float64))
+        log_probs = rollouts.old_log_probs.clone().requires_grad_()
+        loss = make(dual_clip=dual)(log_probs, rollouts)
+        losses.append(loss.item())
+        gradients += torch.autograd.grad(loss, log_probs)
+    assert losses[0] == near(losses[1])
+    assert gradients[0].abs().sum() > 0
+    torch.testing.assert_close(gradients[0], gradients[1])
+    rollouts = batch(advantages=-torch.ones(3, 3, dtype=torch.float64))
+    log_probs = (rollouts.old_log_probs + math.log(2)).requires_grad_()
+    loss = make(dual_clip=1.0)(log_probs, rollouts)
+    assert loss.item() == near(losses[1])
+    assert torch.autograd.grad(loss, log_probs)[0].abs().sum() == 0
+
+
 @pytest.mark.parametrize(
     ("make", "settings", "match"),
     [
@@ -136,7 +159,8 @@ def test_dual_clip_bounds_the_gain_where_the_advantage_is_negative(
         (GRPO, {"clip_high": math.nan}, "clip_high=nan"),
         (GRPO, {"kl_weight": -1.0}, "kl_weight=-1.0"),
         (GRPO, {"kl_weight": math.inf}, "kl_weight=inf"),
-        (GRPO, {"dual_clip": 1.0}, "dual_clip=1.0"),
+        (GRPO, {"dual_clip": 0.999}, "dual_clip=0.999: below 1 .* use 1 or more"),
+        (GRPO, {"dual_clip": math.nan}, "dual_clip=nan"),
         (DAPO, {"clip_high": -1.0}, "clip_high=-1.0"),
         (DrGRPO, {"max_length": 0}, "max_length=0"),
         (DrGRPO, {"max_length": 4, "dual_clip": 0.5}, "dual_clip=0.5"),

@@ -1,5 +1,6 @@
 import pytest
 
+from posttrain.data.chat import encode_chat
 from posttrain.data.tasks import Prompt
 from posttrain.models import LanguageModel, tiny_model, train_tokenizer
 from posttrain.recipes.sources import worked_texts
@@ -54,6 +55,15 @@ def test_mixture_reasons_always_at_first_and_then_in_its_share(lm: LanguageModel
     assert documents[500].tokens == documents[500].tokens
     with pytest.raises(IndexError, match="document 800 of 800"):
         documents[800]
+
+
+def test_demonstration_equals_the_encoded_chat(lm: LanguageModel) -> None:
+    prompt = sums((2, 3), heldout=8).train()[5]
+    (document,) = demonstrations([prompt], lm, Mixture(first=1.0), 1, seed=0)
+    turn = {"role": "assistant", "content": response(prompt, reasons=True)}
+    expected = encode_chat(lm.tokenizer, [*(prompt.messages or ()), turn])
+    assert list(document.tokens) == list(expected.tokens)
+    assert list(document.mask) == list(expected.mask)
 
 
 def test_raw_lines_begin_with_exactly_the_prompts_tokens(lm: LanguageModel) -> None:

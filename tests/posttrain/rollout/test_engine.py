@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from posttrain.log_probs import token_log_probs
 from posttrain.rollout import Engine, Rollout, Sampling
@@ -259,3 +260,68 @@ def test_what_cannot_be_continued_is_named_before_any_work(
 def test_a_full_context_is_allowed(model_of: ModelOf) -> None:
     rollout = Engine(model_of("llama-biases-tied")).generate([[1] * 248], Sampling(max_tokens=8))
     assert rollout.tokens.shape == (1, 256)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_one_key_head_serves_every_query_head(heads: int) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 97}
+    config = LlamaConfig(**sizes, num_attention_heads=heads, num_key_value_heads=1)
+    model, sampling = LlamaForCausalLM(config).eval(), Sampling(max_tokens=9, stop_tokens=(1, 2))
+    for rows in (prompts(), prompts([4, 4])):
+        rollout = Engine(model).generate(rows, sampling, 3)
+        with torch.no_grad():
+            old = token_log_probs(model, rollout.tokens, rollout.mask)
+        torch.testing.assert_close(rollout.old_log_probs, old, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", "dynamic"])
+def test_scaled_positions_have_no_end_and_others_do(model_of: ModelOf, kind: str) -> None:
+    rows, sampling = [[1] * 250], Sampling(max_tokens=8)
+    name = {"linear": "llama-rope-linear", "yarn": "qwen2-rope-yarn"}.get(
+        kind, "llama-rope-dynamic"
+    )
+    assert quiet_engine(model_of(name)).generate(rows, sampling).tokens.shape == (1, 258)
+
+
+@pytest.mark.parametrize("name", ["llama-biases-tied", "gpt2"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seeds": [1.0]}, r"seeds=\[1.0\]: give a sequence of integers"),
+        ({"seeds": "7"}, "seeds='7': give a sequence of integers"),
+        ({"seeds": 7}, "seeds=7: give a sequence of integers"),
+        ({"seeds": torch.tensor([0.5])}, "seeds=tensor"),
+        ({"group_size": 1.5}, "group_size=1.5: give an integer"),
+        ({"group_size": "2"}, "group_size='2': give an integer"),
+    ],
+)
+def test_what_is_no_integer_is_refused(
+    model_of: ModelOf, name: str, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        quiet_engine(model_of(name)).generate([[1]], Sampling(max_tokens=2), **settings)
+
+
+@pytest.mark.parametrize("name", ["llama-biases-tied", "gpt2", "gemma2-capped-logits"])
+def test_a_prompt_needs_logits_of_its_last_token_alone(model_of: ModelOf, name: str) -> None:
+    model, counts = model_of(name), []
+
+    class Heads(TorchDispatchMode):
+        def __torch_dispatch__(
+            self,
+            function: Callable[..., object],
+            types: object,
+            args: tuple[object, ...] = (),
+            kwargs: dict[str, object] | None = None,
+        ) -> object:
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.shape[-1:] == (97,):
+                counts.append(result.numel() // 97)
+            return result
+
+    with Heads():
+        quiet_engine(model).generate(prompts([30, 30]), Sampling(max_tokens=3), 2)
+    assert counts
+    assert max(counts) <= 4

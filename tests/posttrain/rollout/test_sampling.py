@@ -126,8 +126,19 @@ def test_kept_breaks_ties_by_id() -> None:
     assert kept(torch.full((1, 4), 0.25), 0, 0.5).tolist() == [[True, True, False, False]]
 
 
-def test_a_very_low_temperature_is_greedy() -> None:
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-45, 1e-300, 5e-324])
+def test_a_very_low_temperature_is_greedy(temperature: float) -> None:
     logits = torch.tensor([[10.0, 30.0, 20.0]])
-    sampling = Sampling(max_tokens=1, temperature=1e-38)
+    sampling = Sampling(max_tokens=1, temperature=temperature)
     token, _, tempered = draw(logits, torch.tensor([0.99], dtype=torch.float64), sampling)
     assert (int(token), float(tempered)) == (1, 0.0)
+
+
+@pytest.mark.parametrize("temperature", [1e20, 1e39, 1e308])
+def test_a_very_high_temperature_is_uniform_over_what_can_be(temperature: float) -> None:
+    logits = torch.tensor([[10.0, -torch.inf, 30.0]])
+    sampling = Sampling(max_tokens=1, temperature=temperature)
+    for u, expected in ((0.49, 0), (0.51, 2)):
+        token, _, tempered = draw(logits, torch.tensor([u], dtype=torch.float64), sampling)
+        assert int(token) == expected
+        torch.testing.assert_close(tempered, torch.tensor([-math.log(2)]))

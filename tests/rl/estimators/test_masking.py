@@ -111,6 +111,27 @@ def test_standardize_keeps_its_meaning_when_squares_leave_the_range(unit: float)
     torch.testing.assert_close(result, torch.tensor([1.0, -1.0, -1.0, 1.0]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_standardize_survives_differences_beyond_the_range(dtype: torch.dtype) -> None:
+    # 1, -1 and 3 have mean 1 and variance 8/3.
+    largest = torch.finfo(dtype).max
+    x = torch.tensor([1.0, -1.0, 3.0, math.inf], dtype=torch.float64).div(3).mul(largest).to(dtype)
+    result = masked_standardize(x, torch.tensor([True, True, True, False]))
+    wanted = torch.tensor([0.0, -math.sqrt(1.5), math.sqrt(1.5), 0.0], dtype=dtype)
+    torch.testing.assert_close(result, wanted, atol=4 * torch.finfo(dtype).eps, rtol=0)
+    ends = torch.tensor([largest, -largest, largest, -largest], dtype=dtype, requires_grad=True)
+    result = masked_standardize(ends, torch.ones(4, dtype=torch.bool))
+    equal(result, torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=dtype))
+    (gradient,) = torch.autograd.grad(result[0], ends)
+    assert gradient.isfinite().all()
+
+
+def test_standardize_of_1e38_minus_1e38_3e38() -> None:
+    x = torch.tensor([1e38, -1e38, 3e38])
+    result = masked_standardize(x, torch.ones(3, dtype=torch.bool))
+    torch.testing.assert_close(result, torch.tensor([0.0, -1.2247449, 1.2247449]))
+
+
 @given(seed=st.integers(0, 2**16), shift=st.floats(-50, 50))
 def test_standardized_entries_have_mean_0_deviation_1_and_forget_a_shift(
     seed: int, shift: float
