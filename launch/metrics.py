@@ -127,8 +127,8 @@ class JsonLines:
                 raise OSError("No space left on device")
         except OSError as error:
             raise UsageError(
-                f"{self.path} cannot be written ({error.strerror or error}): make room, then go "
-                "on with --resume"
+                f"{self.path} cannot be written: {error.strerror or error}; make room, then go on "
+                "with --resume"
             ) from None
 
     def close(self) -> None:

@@ -255,7 +255,7 @@ def test_nor_do_they_at_small_sizes(name: str, rows: int) -> None:
         tokens = torch.arange(64).expand(rows, -1)
         with Largest() as largest:
             token_log_probs(model, tokens).sum().backward()
-    assert largest.elements < max(rows * 64 * 512 // 2, 512 * 17)
+    assert largest.elements < rows * 64 * 512 * 3 // 4
 
 
 @pytest.mark.parametrize("name", ["llama-biases-tied", "gpt2", "gemma2-capped-logits"])
