@@ -123,8 +123,9 @@ class JsonLines:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("ab", buffering=0)
-            if self._file.write(data) != len(data):
-                raise OSError("No space left on device")
+            left = memoryview(data)
+            while left:  # a full disk takes a part first, and only then says so
+                left = left[self._file.write(left) :]
         except OSError as error:
             raise UsageError(
                 f"{self.path} cannot be written: {error.strerror or error}; make room, then go on "
