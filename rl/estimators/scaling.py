@@ -27,4 +27,6 @@ def binary_scale(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor
     """
     axes = tuple(range(x.ndim)) if axis is None else axis
     largest = x.detach().abs().amax(axes, keepdim=True)
-    return torch.where(largest > 0, largest.log2().floor().exp2(), 1.0)
+    _, exponent = largest.double().frexp()  # exact, where log2 would round up near a power of two
+    scale = torch.ldexp(torch.ones_like(largest, dtype=torch.float64), exponent - 1)
+    return torch.where(largest > 0, scale, 1.0).to(x.dtype)
