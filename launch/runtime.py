@@ -85,7 +85,7 @@ class Runtime:
         self,
         config: RuntimeConfig | None = None,
         *,
-        output: Path | None = None,
+        output: Path | str | None = None,
         config_yaml: str = "{}\n",
         seed: int = 0,
         trackers: Sequence[str] = (),
@@ -100,18 +100,19 @@ class Runtime:
             torch.set_num_threads(config.threads)
         self.backend = Backend(config.strategy, config.precision, processes, trackers)
         self._claim: Claim | None = None
+        folder = None if output is None else Path(output)
 
         def take() -> None:
-            if output is not None:
+            if folder is not None:
                 self._claim = claim(
-                    output, config_yaml, resume=resume, overwrite=overwrite, resumable=resumable
+                    folder, config_yaml, resume=resume, overwrite=overwrite, resumable=resumable
                 )
 
         self.backend.on_main(take)
         try:
-            self._open(output)
-            if output is not None and trackers:
-                self.backend.on_main(lambda: self.backend.track(output / "trackers", output.name))
+            self._open(folder)
+            if folder is not None and trackers:
+                self.backend.on_main(lambda: self.backend.track(folder / "trackers", folder.name))
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise
@@ -120,6 +121,7 @@ class Runtime:
         """Start the state that a stage has of its own."""
         self.output = output
         self.phase = Phases()
+        self._begun = False
         self._training = TrainingStep(self.backend, output)
         writes = output is not None and self.is_main
         self._metrics = JsonLines(output / "metrics.jsonl") if output and writes else None
@@ -249,8 +251,6 @@ class Runtime:
         ``save_every`` steps (0: never between) and at the end. SIGTERM and Ctrl-C finish the step,
         save, and exit with 128 + signal.
         """
-        if self._claim is not None:
-            self._claim.begin()
         done = self.restore(state) if self.resume else 0
         if done > total:
             raise UsageError(
@@ -336,6 +336,9 @@ class Runtime:
             **figures,
             **self.phase.take(),
         }
+        if self._claim is not None and not self._begun:
+            self._claim.begin()  # work has been done: a run that was overwritten goes now
+            self._begun = True
         if self._metrics is not None:
             self._metrics.write(record)
         self.backend.log(step, figures)

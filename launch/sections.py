@@ -252,9 +252,10 @@ def config(run: RunRecord) -> Iterator[str]:
 
 
 def seconds_of(run: RunRecord) -> float:
-    """Return the run's seconds: its own last record's, and those of its stages."""
+    """Return the run's seconds, its stages' included."""
     own = [v for v in (record.get("seconds") for record in run.metrics) if _is_figure(v)]
-    return (float(str(own[-1])) if own else 0.0) + sum(map(seconds_of, run.stages))
+    # Stages lie within the run's own time; a run stopped in a stage has no record of its own yet.
+    return max(float(str(own[-1])) if own else 0.0, sum(map(seconds_of, run.stages)))
 
 
 def last_figures(run: RunRecord) -> dict[str, tuple[float, float]]:

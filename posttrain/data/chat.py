@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from launch.errors import UsageError
 from posttrain.data.packing import Document
 from posttrain.data.tasks.base import Prompt
 
@@ -163,7 +164,7 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         return str(tokenizer.get_chat_template())
     except (ValueError, AttributeError) as error:
-        raise ValueError(
+        raise UsageError(
             "the tokenizer has no chat template, so a chat cannot be written as tokens: use a chat "
             "model's tokenizer, set tokenizer.chat_template (posttrain.data.chat.CHAT_TEMPLATE is "
             "a minimal one), or give the prompt as text"

@@ -48,7 +48,7 @@ def r1_mini() -> R1Mini:
         reward=accuracy_and_format(),
         model=FromScratch(layers=4, width=64, heads=4),
         cold_start=SFTConfig(
-            steps=1_400,
+            steps=1_600,
             documents_per_step=32,
             row_length=256,
             shuffle=False,
@@ -58,7 +58,7 @@ def r1_mini() -> R1Mini:
         ),
         grpo=GRPOConfig(
             objective=GRPO(),
-            steps=80,
+            steps=100,
             prompts_per_step=32,
             group_size=8,
             sampling=Sampling(max_tokens=96),

@@ -169,12 +169,13 @@ def train_grpo(
             "timeouts": run.sum(getattr(reward, "timeouts", 0)),
             "speed/tokens": Rate(rollout.mask.sum()),
         }
-        if probe is not None and (step in (1, cfg.steps) or run.due(step, cfg.probe_every)):
+        ends = cfg.probe_every > 0 and step in (1, cfg.steps)
+        if probe is not None and (ends or run.due(step, cfg.probe_every)):
             with run.phase("probe"):
                 figures |= probe(step, engine)
         logged = run.log(step, figures)
         flat_groups.see(logged["groups/flat"], logged["reward"])
-        if step == 1 or run.due(step, cfg.samples_every):
+        if cfg.samples_every and (step == 1 or run.due(step, cfg.samples_every)):
             run.samples(step, sample_rows(samples[: cfg.group_size], scores))
 
 

