@@ -63,10 +63,9 @@ def restore(backend: Backend, folder: Path, state: Mapping[str, Stateful]) -> tu
     random states of the processes that were not there start as they are.
     """
     step = int(backend.broadcast_object(_newest(folder) if backend.rank == 0 else 0))
-    if step == 0:
-        backend.on_main(lambda: _set_aside(folder, step))
-        return 0, 0.0
     backend.on_main(lambda: _set_aside(folder, step))
+    if step == 0:
+        return 0, 0.0
     path = folder / checkpoint_name(step)
     checkpoint.load_state(path, _bare(backend, state))
     own = path / f"random-{backend.rank}.pt"
