@@ -117,7 +117,9 @@ def tiny_model(
 def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 256) -> PreTrainedTokenizerBase:
     """Learn a byte-pair encoding from texts, with a chat template.
 
-    Numbers are kept apart from words, so a token is a whole number or none. The tags ``<think>``,
+    Numbers are kept apart from all else, so a token is a whole number or none. Between them,
+    merges cross the bounds of words (as in SuperBPE, Liu et al. 2025, arXiv:2503.13423): what a
+    task says again and again becomes a token or two. The tags ``<think>``,
     ``</think>``, ``<answer>`` and ``</answer>`` are tokens of their own, but not special ones:
     decoding keeps them.
 
@@ -148,7 +150,7 @@ def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 256) -> PreTraine
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()

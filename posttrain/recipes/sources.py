@@ -179,8 +179,8 @@ def worked_texts(task: Task, count: int) -> list[str]:
     """Return problems of a chain-sum task with their worked responses."""
     prompts, texts = task.train(), []
     for i in range(min(count, len(prompts))):
-        words = [prompts[i].text or "", *(m["content"] for m in prompts[i].messages or ())]
-        texts.append("\n".join([*words, response(prompts[i], reasons=True)]))
+        asked = [m["content"] for m in prompts[i].messages or ()] or [prompts[i].text or ""]
+        texts.append("\n".join([*asked, response(prompts[i], reasons=True)]))
     return texts
 
 
