@@ -61,7 +61,10 @@ def tiny_model(
     positions: int = 2048,
     seed: int = 0,
 ) -> LanguageModel:
-    """Make a small Qwen2 with random weights and tied embeddings.
+    """Make a small Llama with random weights and tied embeddings.
+
+    A Llama, because for it transformers' ``AutoTokenizer`` takes the folder's own tokenizer; for a
+    Qwen2 it puts Qwen's way of splitting text in place of the one that the tokenizer learnt with.
 
     Args:
         tokenizer: Of ``train_tokenizer``, or any.
@@ -73,7 +76,7 @@ def tiny_model(
         positions: Most tokens of a sequence.
         seed: The weights depend on it alone; the global random state is left as it is.
     """
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     key_heads = heads if key_heads is None else key_heads
     inner = 3 * width if inner is None else inner
@@ -93,7 +96,7 @@ def tiny_model(
         )
     stops = _stop_tokens(tokenizer, None)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         num_hidden_layers=layers,
@@ -110,7 +113,7 @@ def tiny_model(
     )
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(config)
+        model = LlamaForCausalLM(config)
     return LanguageModel(model, tokenizer, pad, stops)
 
 
@@ -221,10 +224,13 @@ def load_model(path_or_hub_id: Path | str, *, dtype: Dtype = "float32") -> Langu
                 ignore_mismatched_sizes=True,  # they are refused below, by name
             )
     except Exception as error:  # transformers, safetensors and the hub raise what they like
-        reason = " ".join(str(error).split())[:300]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if not Path(name).exists():
+            raise UsageError(
+                f"there is no folder {name}, and as a hub id it could not be had: {reason}"
+            ) from error
         raise UsageError(
-            f"{name} cannot be loaded as a causal language model with its tokenizer: "
-            f"{type(error).__name__}: {reason}"
+            f"{name} cannot be loaded as a causal language model with its tokenizer: {reason}"
         ) from error
     misfit = describe_misfit(
         sorted(loaded["missing_keys"]),

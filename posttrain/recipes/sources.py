@@ -67,7 +67,7 @@ class Pretrained:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FromScratch:
-    """A small Qwen2 with random weights, and a tokenizer trained on the task's own text."""
+    """A small Llama with random weights, and a tokenizer trained on the task's own text."""
 
     layers: int = 4
     width: int = 64

@@ -155,11 +155,11 @@ def test_saved_files_have_ordinary_permissions(
 
 MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "gpt2"}, "missing: transformer.wte.weight and"),
-    ({"model_type": "llama"}, "unexpected: model.layers.0.self_attn.k_proj.bias and 5 more"),
-    ({"model_type": "bert"}, "Qwen2ForCausalLM has model_type 'qwen2'"),
+    ({"model_type": "qwen2"}, "missing: model.layers.0.self_attn.q_proj.bias and 5 more"),
+    ({"model_type": "bert"}, "LlamaForCausalLM has model_type 'llama'"),
     (
         {"model_type": "bert", "architectures": ["BertLMHeadModel"]},
-        r"missing: bert.* and \d+ more; unexpected: model.embed_tokens.weight and 25 more",
+        r"missing: bert.* and \d+ more; unexpected: model.embed_tokens.weight and 19 more",
     ),
     ({"num_hidden_layers": 3}, "2 layers are stored, but num_hidden_layers is 3; missing: "),
     ({"num_hidden_layers": 1}, "2 layers are stored, but num_hidden_layers is 1; unexpected: "),
@@ -182,7 +182,6 @@ def test_no_weight_is_left_random(
     save_model(lm.model, lm.tokenizer, tmp_path / "model")
     file = tmp_path / "model" / "config.json"
     config = json.loads(file.read_text())
-    del config["layer_types"]
     file.write_text(json.dumps(config | change))
     if not seen:  # as with a model of the hub, whose files are not looked at before
         monkeypatch.setattr("posttrain.models.check_model_folder", lambda _: None)
@@ -259,12 +258,14 @@ def test_a_saved_model_is_an_ordinary_folder_in_a_new_process(
         "tokens = tokenizer('1 + 2 =', return_tensors='pt')\n"
         "print(model.generate(**tokens, max_new_tokens=3, do_sample=False).tolist())\n"
         "print(tokenizer.encode('1 + 2 ='))\n"
+        "print(tokenizer.encode('12 + 34 = 46\\n'))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     encoded = lm.tokenizer.encode("1 + 2 =")
     assert str(encoded) in done.stdout
+    assert str(lm.tokenizer.encode("12 + 34 = 46\n")) in done.stdout  # split as it was learnt
     assert str(encoded)[:-1] in done.stdout.splitlines()[0]
 
 
