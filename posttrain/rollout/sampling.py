@@ -133,4 +133,5 @@ def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     rest = target - upto.gather(1, block) + sums.gather(1, block)
     # Rounding may put the rest below 0 or beyond the block's end: an id with weight takes it.
     rest = torch.minimum(rest.clamp_(min=0.0), within[:, -1:] * (1 - 2.0**-52))
-    return torch.searchsorted(within, rest, right=True).add_(block, alpha=_BLOCK).squeeze(1)
+    ids = torch.searchsorted(within, rest, right=True).add_(block, alpha=_BLOCK).squeeze(1)
+    return ids.clamp_(max=vocabulary - 1)  # NaN is beyond all: its log-prob says so, not the index

@@ -142,3 +142,10 @@ def test_a_very_high_temperature_is_uniform_over_what_can_be(temperature: float)
         token, _, tempered = draw(logits, torch.tensor([u], dtype=torch.float64), sampling)
         assert int(token) == expected
         torch.testing.assert_close(tempered, torch.tensor([-math.log(2)]))
+
+
+def test_draw_of_logits_that_are_nan_gives_log_probs_that_say_so() -> None:
+    logits = torch.full((2, 40), torch.nan)
+    tokens, log_probs, _ = draw(logits, torch.tensor([0.3, 0.9]).double(), Sampling(max_tokens=1))
+    assert bool((tokens < 40).all())
+    assert bool(log_probs.isnan().all())
