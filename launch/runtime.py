@@ -22,6 +22,7 @@ from launch.checkpoint import Stateful
 from launch.config import resumable
 from launch.errors import UsageError
 from launch.folder import Claim, atomic_write, claim
+from launch.memory import keep_freed_memory
 from launch.metrics import Console, JsonLines, Metric, Phases, combine, truncate_lines
 from launch.signals import HeldSignals
 from launch.stepping import TrainingStep
@@ -98,8 +99,10 @@ class Runtime:
         self.config, self.seed, self.resume = config, seed, resume
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        keep_freed_memory()
         self.backend = Backend(config.strategy, config.precision, processes, trackers)
         self._claim: Claim | None = None
+        self._title = "training"
         folder = None if output is None else Path(output)
 
         def take() -> None:
@@ -243,13 +246,14 @@ class Runtime:
         state: Mapping[str, Stateful],
         save_every: int = 0,
         headline: Sequence[str] = (),
-        title: str = "training",
+        title: str = "",
     ) -> Iterator[int]:
         """Yield 1 ... ``total``, and see to resuming, saving, signals and the progress display.
 
         A resumed run goes on after its newest whole checkpoint. ``state`` is saved every
         ``save_every`` steps (0: never between) and at the end. SIGTERM and Ctrl-C finish the step,
-        save, and exit with 128 + signal.
+        save, and exit with 128 + signal. The display is entitled ``title``, by default the stage's
+        name.
         """
         done = self.restore(state) if self.resume else 0
         if done > total:
@@ -260,7 +264,9 @@ class Runtime:
         quiet = not self.is_main
         with (
             HeldSignals(active=self.output is not None) as signals,
-            contextlib.nullcontext() if quiet else Console(title, total, done, headline) as console,
+            contextlib.nullcontext()
+            if quiet
+            else Console(title or self._title, total, done, headline) as console,
         ):
             self._console = console
             self._last_log = time.perf_counter()
@@ -390,7 +396,7 @@ class Runtime:
         stage = object.__new__(Runtime)
         stage.config, stage.seed = self.config, streams.key(self.seed, f"stage/{name}")
         stage.resume, stage.backend = self.resume, self.backend
-        stage._claim = self._claim
+        stage._claim, stage._title = self._claim, name
         folder = None if self.output is None else self.output / "stages" / name
         if folder is not None:
             self.backend.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))

@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,18 +29,21 @@ def save(
 ) -> None:
     """Write ``folder/step-...`` and remove all but the newest ``keep``.
 
+    Every process calls each ``state_dict``, so that one may gather from all; the main one writes.
+
     Raises:
         UsageError: On every process alike, if it could not be written; nothing older is lost.
     """
     final = folder / checkpoint_name(step)
     temporary = folder / f".{final.name}.tmp"
     progress = {"step": step, "seconds": seconds, "processes": backend.world_size}
+    taken = {name: _taken(thing) for name, thing in _bare(backend, state).items()}
 
     def write_random_state() -> None:
         torch.save(checkpoint.random_state(), temporary / f"random-{backend.rank}.pt")
 
     def write_state() -> None:
-        checkpoint.save_state(temporary, _bare(backend, state), progress)
+        checkpoint.save_state(temporary, taken, progress)
 
     try:
         backend.on_main(lambda: _fresh(folder, temporary))
@@ -107,6 +111,24 @@ def _bare(backend: Backend, state: Mapping[str, Stateful]) -> dict[str, Stateful
     if backend.scaler is not None:
         bare["scaler"] = backend.scaler
     return bare
+
+
+class _Taken:
+    """A state that was taken already."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        raise NotImplementedError("a state that was taken is only written")
+
+
+def _taken(thing: Stateful) -> Stateful:
+    """Return the thing as it is now; a module is written from its parameters."""
+    return thing if isinstance(thing, nn.Module) else _Taken(thing.state_dict())
 
 
 def _fresh(folder: Path, temporary: Path) -> None:

@@ -21,15 +21,16 @@ Context: TypeAlias = Any  # torch's, which takes any attribute
 
 _ONEDNN = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
 _ONEDNN = _ONEDNN and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-# Below this many multiplications the fixed cost of a oneDNN call (10 us) outweighs its gain.
-_ONEDNN_FROM = 1_000_000
+# Below this many multiplications the fixed cost of a oneDNN call (10 us) outweighs its gain, on
+# processors whose 512-bit units are two of 256 bits (AMD's Zen 4) as on those where it gains more.
+_ONEDNN_FROM = 6_000_000
 
 
 def _onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN multiplies faster than what torch would call.
 
     torch sends float32 products on x86 to MKL, which leaves AVX-512 unused on processors that
-    are not Intel's; oneDNN, which torch carries too, uses it and is twice as fast there.
+    are not Intel's; oneDNN, which torch carries too, uses it and is up to twice as fast there.
     """
     return (
         _ONEDNN

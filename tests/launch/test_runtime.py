@@ -247,6 +247,19 @@ def test_stage_has_a_folder_and_a_seed_of_its_own(tmp_path: Path) -> None:
     assert records(folder) == [{"step": 1, "loss": 2.0}]
 
 
+def test_progress_is_entitled_with_the_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    def steps(run: Runtime, **title: str) -> str:
+        for step in run.steps(1, state={}, **title):
+            run.log(step, {})
+        return capsys.readouterr().err.partition(" 1/1")[0]
+
+    with Runtime() as run:
+        assert steps(run) == "training"
+        assert steps(run, title="mine") == "mine"
+        with run.stage("1-sft") as stage:
+            assert steps(stage) == "1-sft"
+
+
 @pytest.mark.parametrize(("world", "count"), [(1, 5), (2, 5), (3, 2), (4, 64)])
 def test_shares_are_contiguous_and_even(world: int, count: int) -> None:
     run, shares = Runtime(), []
