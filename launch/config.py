@@ -22,7 +22,7 @@ from launch.conversion import Change, UnknownKey, build, is_object
 from launch.documents import read_document, write_document, write_line
 from launch.encoding import encode
 from launch.errors import UsageError
-from launch.scalars import ABSENT, FlagText
+from launch.scalars import ABSENT, FlagText, WrongValue
 from launch.spelling import nearest
 
 __all__ = [
@@ -133,8 +133,19 @@ def configure(
     change = Change(dict(data), _tree(changes))
     try:
         return build(change, type(default), default, "")
-    except UnknownKey as error:
-        raise UsageError(_unknown(error, default, also)) from None
+    except (UnknownKey, WrongValue) as error:
+        said = _unknown(error, default, also) if isinstance(error, UnknownKey) else str(error)
+        by_file = str(error) == _refusal(Change(dict(data)), default)
+        raise UsageError(f"{source}: {said}" if by_file else said) from error.__cause__
+
+
+def _refusal(change: Change, default: object) -> str:
+    """Return the error that building raises; empty if there is none."""
+    try:
+        build(change, type(default), default, "")
+    except (UnknownKey, WrongValue) as error:
+        return str(error)
+    return ""
 
 
 def _tree(changes: Mapping[str, str]) -> dict[str, Change]:
@@ -215,14 +226,19 @@ def flags(config: object, prefix: str = "") -> list[Flag]:
 
 
 def resumable_keys(config: object, prefix: str = "") -> frozenset[str]:
-    """Return the dotted keys whose fields are ``resumable``; what lies below one is so too."""
+    """Return the dotted keys whose fields are ``resumable``; what lies below one is so too.
+
+    Below a field with ``metadata={"resumable": False}``, such as the config of a stage that others
+    follow, none is: what they started from would be another.
+    """
     found: set[str] = set()
     cls: Any = type(config)
     for f in fields(cls):
         value = getattr(config, f.name)
-        if f.metadata.get("resumable"):
+        mark = f.metadata.get("resumable")
+        if mark:
             found.add(prefix + f.name)
-        elif is_object(value):
+        elif mark is None and is_object(value):
             found |= resumable_keys(value, f"{prefix}{f.name}.")
     return frozenset(found)
 

@@ -7,6 +7,7 @@ settings that are only valid together may come in any order, from a file and fro
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -246,13 +247,28 @@ def _object(change: Change, kind: type, current: object, key: str) -> object:
         if not isinstance(base, type) and not is_object(base) and not below:
             return _checked(base, kind, key)  # a function
     elif value is not ABSENT:
-        raise mismatch(value, kind, key)
+        raise WrongValue(
+            key, f"got {show(value)}, expected {_wanted(kind)}{_beside(current, value)}"
+        )
     if base is ABSENT or base is None:
         base = kind
     if not is_dataclass(base):
-        wanted = f"{describe(kind)}, as {{_type: module:Class, ...}} or module:Class"
-        raise WrongValue(key, f"got {show(base if value is ABSENT else value)}, expected {wanted}")
+        came = show(base if value is ABSENT else value)
+        raise WrongValue(key, f"got {came}, expected {_wanted(kind)}")
     return _checked(_construct(base, below, key), kind, key)
+
+
+def _wanted(kind: type) -> str:
+    """Return a class in words; of one that stands for many, also how one of those is named."""
+    how = "" if is_dataclass(kind) else ", as {_type: module:Class, ...} or module:Class"
+    return f"{describe(kind)}{how}"
+
+
+def _beside(current: object, name: object) -> str:
+    """Return a hint if ``name`` is a class of the package that the present value's is from."""
+    package = type(current).__module__.rpartition(".")[0]
+    found = getattr(sys.modules.get(package), name, None) if isinstance(name, str) else None
+    return f"; did you mean {package}:{name}?" if isinstance(found, type) else ""
 
 
 def _named_class(name: object, kind: type, key: str) -> type:

@@ -154,6 +154,7 @@ def claim(
     try:
         # Once more under the lock: another run may have come and gone since the check.
         held.note = _refuse(path, config_yaml, resume, overwrite, resumable)
+        _remove_temporary(path)
         if overwrite:
             (path / OLD).mkdir()
             held._before -= _move_run(path, path / OLD)
@@ -185,9 +186,9 @@ def check_claim(
         standing = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
         if not standing.is_dir():
             raise UsageError(f"the output folder {path} cannot be made: {standing} is a file")
-        note = _refuse(path, config_yaml, resume, overwrite, resumable)
-        if (path / LOCK).exists():
+        if (path / LOCK).exists():  # first: who comes second to an empty folder has to wait
             os.close(_lock(path, only_look=True))
+        note = _refuse(path, config_yaml, resume, overwrite, resumable)
     except OSError as error:
         raise UsageError(f"the output folder {path} cannot be used: {_reason(error)}") from None
     if not os.access(standing, os.W_OK | os.X_OK):
@@ -276,6 +277,17 @@ def _move_run(source: Path, target: Path) -> set[str]:
     for made in moved:
         made.rename(target / made.name)
     return {made.name for made in moved}
+
+
+def _remove_temporary(path: Path) -> None:
+    """Remove what killed processes were writing: ``.NAME.PID.tmp`` beside what runs make."""
+    names = [f".{made}.[0-9]*.tmp" for made in _MADE]
+    for pattern in [*names, *(f"stages/*/{name}" for name in names)]:
+        for left in path.glob(pattern):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _reason(error: OSError) -> str:

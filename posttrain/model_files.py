@@ -11,7 +11,7 @@ from typing import Any
 from launch.errors import UsageError
 from posttrain.model_weights import find_misfit
 
-__all__ = ["check_model_folder", "check_safetensors"]
+__all__ = ["check_model_folder", "check_safetensors", "lacks_chat_template"]
 
 _TOKENIZERS = (
     "tokenizer.json",
@@ -21,6 +21,12 @@ _TOKENIZERS = (
     "spiece.model",
     "sentencepiece.bpe.model",
     "tekken.json",
+)
+_TEMPLATES = (
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates",
+    "tekken.json",  # which has its own
 )
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 _BITS = {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "BOOL": 8, "C64": 64, "F4": 4}
@@ -59,6 +65,14 @@ def check_model_folder(path: Path | str) -> None:
             f"{folder} has weights that do not fit its config.json (model_type "
             f"{config['model_type']}): {misfit}. Take config and weights from the same model"
         )
+
+
+def lacks_chat_template(folder: Path) -> bool:
+    """Return whether a folder's tokenizer has no chat template; False where files cannot tell."""
+    if not folder.is_dir() or any((folder / name).exists() for name in _TEMPLATES):
+        return False
+    file = folder / "tokenizer_config.json"
+    return not (file.is_file() and _read_json(file).get("chat_template"))
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -62,10 +62,12 @@ def read_blocks(text: str) -> Iterator[Block]:
 def run_page(page: Path) -> None:
     """Run the python and bash blocks of a page in the current folder, in their order."""
     namespace: dict[str, object] = {"__name__": "__docs__"}
+    sys.path.insert(0, os.getcwd())  # as `python -c` does
     for block in read_blocks(page.read_text(encoding="utf-8")):
         where = f"{page}:{block.line}"
         print(f"--- {where}", flush=True)
         if block.language == "python":
+            importlib.invalidate_caches()  # a bash block may have written a module
             # Blank lines before it, so that a traceback names the page's own line.
             code = "\n" * (block.line - 1) + block.code
             exec(compile(code, str(page), "exec"), namespace)
@@ -191,6 +193,7 @@ PYTHON_THEN_BASH = "```python\nx = 1\n```\n```bash\ntouch here\n```\n"
     ("text", "exit_code", "said"),
     [
         (f"{PYTHON_THEN_BASH}```python\nopen('here').close(); print(x)\n```\n", 0, "1"),
+        ("```bash\necho y=2 >my.py\n```\n```python\nimport my\nassert my.y == 2\n```\n", 0, ""),
         ("```bash\nfalse | true\necho on\n```\n", 1, "exit code 1"),
         ("\n```python\nx = 1\n1 / 0\n```\n", 1, 'page.md", line 4'),
         (f"{PYTHON_THEN_BASH}```python\nassert x == 2\n```\n", 1, "AssertionError"),

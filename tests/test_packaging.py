@@ -84,6 +84,7 @@ def test_sdist_can_be_tested_and_cited(dist: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "Makefile"}
     wanted |= {"constraints.txt", "tests/test_packaging.py", "docs/papers.md", "rl/py.typed"}
+    wanted |= {"mkdocs.yml"}
     assert wanted <= names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -89,6 +90,7 @@ class Evaluation:
         ``pass@1``, ``maj@k``, ``pass@k`` and, if asked for, ``greedy`` with their intervals over
         questions; ``length/mean`` in tokens, ``length/truncated``, ``share/reasoning``, and
         ``accuracy/reasoning``, the accuracy among responses that reason (NaN if none does).
+        ``maj@k`` is NaN for a task whose right completions have no ``<answer>`` to vote with.
 
         Args:
             k: Of maj@k and pass@k; 1 leaves them out, being pass@1 once more.
@@ -101,16 +103,17 @@ class Evaluation:
                 f"k={k}, but {drawn} samples were drawn for each question: "
                 "lower k or raise samples_per_prompt"
             )
-        shares = {"pass@1": self._pass_at(1)}
+        shares: dict[str, Tensor | None] = {"pass@1": self._pass_at(1)}
         if k > 1:
-            gold = [row[0].answer for row in self.samples]
-            shares |= {f"maj@{k}": maj_at_k(self.answers, gold, k), f"pass@{k}": self._pass_at(k)}
+            shares |= {f"maj@{k}": self._majority(k), f"pass@{k}": self._pass_at(k)}
         if self.greedy_correct is not None:
             shares["greedy"] = self.greedy_correct.double()
         reasoning = self.reasoning
         return {
             **{
-                name: mean_with_interval(values, seed=seed, level=level)
+                name: math.nan
+                if values is None
+                else mean_with_interval(values, seed=seed, level=level)
                 for name, values in shares.items()
             },
             "length/mean": self.lengths.double().mean().item(),
@@ -118,6 +121,13 @@ class Evaluation:
             "share/reasoning": reasoning.double().mean().item(),
             "accuracy/reasoning": self.correct[reasoning].double().mean().item(),
         }
+
+    def _majority(self, k: int) -> Tensor | None:
+        """Return ``(N,)`` maj@k; None where what is correct stands in no place for answers."""
+        answers = self.answers
+        if self.correct.any() and not any(a is not None for row in answers for a in row):
+            return None
+        return maj_at_k(answers, [row[0].answer for row in self.samples], k)
 
     def _pass_at(self, k: int) -> Tensor:
         count, drawn = self.correct.shape

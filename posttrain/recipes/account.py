@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from posttrain.eval import Evaluation
+from posttrain.eval import Evaluation, mean_with_interval
 
 __all__ = ["Gain", "account", "split_gain"]
 
@@ -52,8 +53,17 @@ def split_gain(before: tuple[float, float, float], after: tuple[float, float, fl
     )
 
 
-def account(before: Evaluation, after: Evaluation, longer: Evaluation) -> str:
-    """Return the report's note: how much of the gain is choosing to reason, and what stays hard."""
+def account(
+    before: Evaluation, after: Evaluation, longer: Evaluation, *, paid: Sequence[str] = ()
+) -> str:
+    """Return the report's note: how much of a gain is choosing to reason, and what stays hard.
+
+    Args:
+        before: Of the model that reinforcement learning started from.
+        after: Of the model that it left, on the same problems.
+        longer: Of that model on problems longer than any it was trained on.
+        paid: Names of the rewards that it was paid.
+    """
     parts_before, parts_after = _parts(before), _parts(after)
     gain = split_gain(parts_before, parts_after)
     far = longer.correct.double().mean().item()
@@ -63,18 +73,30 @@ def account(before: Evaluation, after: Evaluation, longer: Evaluation) -> str:
         )
     else:
         beyond = f"Of problems longer than any it was trained on, it now solves {far:.0%}."
+    rewards = f"Reinforcement learning paid for {', '.join(paid)}. " if paid else ""
     return (
-        f"Accuracy at temperature 1 went from {_share(before.correct)} to {_share(after.correct)} "
-        f"of all responses. The share that reasons went from {parts_before[0]:.0%} to "
-        f"{parts_after[0]:.0%}; accuracy among responses that reason from {parts_before[1]:.0%} "
-        f"to {parts_after[1]:.0%}, among those that answer at once from {parts_before[2]:.0%} to "
-        f"{parts_after[2]:.0%}.\n\n"
-        f"So of the gain of {gain.total:.3f}, **{gain.choosing:.3f} is choosing to reason** (the "
-        f"model could already work the sums, and found that this pays), **{gain.reasoning:.3f} is "
-        f"better arithmetic while reasoning**, and {gain.answering:.3f} is answering better at "
-        "once. The three add up exactly. Both ways of answering are equally well formed, so the "
-        f"format reward does not ask for reasoning; accuracy alone pays for it.\n\n{beyond}"
+        f"{rewards}Accuracy at temperature 1 went from {_share(before.correct)} to "
+        f"{_share(after.correct)} of all responses. The share that reasons went from "
+        f"{parts_before[0]:.0%} to {parts_after[0]:.0%}; accuracy among responses that reason "
+        f"from {_among(before, True)} to {_among(after, True)}, among those that answer at once "
+        f"from {_among(before, False)} to {_among(after, False)}.\n\n"
+        f"{_change(before, after)} **{gain.choosing:z.3f} is choosing to reason**, "
+        f"**{gain.reasoning:z.3f} is better arithmetic while reasoning**, and "
+        f"{gain.answering:z.3f} is answering better at once (below zero: the contrary). The three "
+        f"add up exactly.\n\n{beyond}"
     )
+
+
+def _change(before: Evaluation, after: Evaluation) -> str:
+    """Say whether the change of accuracy is a gain, a loss, or nothing that can be told."""
+    change = after.correct.double().mean(1) - before.correct.double().mean(1)  # (N,)
+    found = mean_with_interval(change)
+    interval = f"(95% interval {found.low:z.3f} to {found.high:z.3f}, over problems)"
+    if found.low > 0:
+        return f"So of the gain of {found.mean:z.3f} {interval},"
+    if found.high < 0:
+        return f"So accuracy fell: of the change of {found.mean:z.3f} {interval},"
+    return f"No gain can be told from chance: of the change of {found.mean:z.3f} {interval},"
 
 
 def _parts(found: Evaluation) -> tuple[float, float, float]:
@@ -84,6 +106,12 @@ def _parts(found: Evaluation) -> tuple[float, float, float]:
         _mean(found.correct[reasons]),
         _mean(found.correct[~reasons]),
     )
+
+
+def _among(found: Evaluation, reasoning: bool) -> str:
+    """Return the accuracy of the responses that reason, or that do not, in percent."""
+    correct = found.correct[found.reasoning == reasoning]
+    return f"{_mean(correct):.0%}" if correct.numel() else "(none)"
 
 
 def _mean(x: Tensor) -> float:

@@ -11,6 +11,7 @@ from launch.errors import UsageError
 from launch.runtime import Runtime, RuntimeConfig
 from posttrain.data.chat import encode_prompt
 from posttrain.data.tasks import Prompt
+from posttrain.recipes.jobs import GIVE_TEMPLATE, check_template
 from posttrain.recipes.sources import ModelSource, Pretrained, parse_model
 from posttrain.rollout import Engine, Sampling
 from posttrain.trainers.rollouts import stopping
@@ -37,6 +38,7 @@ class ChatJob:
     def check(self) -> None:
         """Raise UsageError for a missing or broken model."""
         self.model.check()
+        check_template(self.model, GIVE_TEMPLATE)
 
     def run(self, run: Runtime) -> None:
         """Answer until the input ends."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -13,7 +14,7 @@ from posttrain.data.tasks import Prompt, Task, parse_task
 from posttrain.eval import Evaluation, Interval, evaluate
 from posttrain.eval.report import before_and_after
 from posttrain.models import LanguageModel
-from posttrain.recipes.jobs import given
+from posttrain.recipes.jobs import check_form, given
 from posttrain.recipes.sources import ModelSource, Pretrained, parse_model
 from posttrain.rewards import Reward
 from posttrain.rollout import Engine, Sampling
@@ -77,8 +78,11 @@ class EvalJob(Evaluator):
         self.model.check()
         if self.problems < 1:
             raise UsageError(f"problems={self.problems}: give at least 1")
-        if not len(questions(given(self.task))):
+        task = given(self.task)
+        prompts = questions(task)
+        if not len(prompts):
             raise UsageError("the task has no problems: there is nothing to evaluate on")
+        check_form(self.model, task, prompts[0])
 
     def run(self, run: Runtime) -> None:
         """Evaluate and print the figures; with a run folder, also leave them there."""
@@ -86,12 +90,21 @@ class EvalJob(Evaluator):
         lm = self.model.load((), self.seed)
         lm.model.to(run.device)
         prompts = questions(task)[: self.problems]
+        if not len(task.heldout()):
+            run.print(NOTHING_HELD_OUT)
+            run.note("Problems to train on", NOTHING_HELD_OUT)
         found = self.judge(lm, prompts, task.reward, run)
         summary = found.summary(k=self.group_size)
         run.log(0, {name: float(value) for name, value in summary.items()})
         run.table("Problems", before_and_after({"model": summary}))
         run.samples(0, [sample_row(found, i) for i in range(min(50, len(prompts)))])
         show_summary(summary, f"{len(prompts)} problems", run)
+
+
+NOTHING_HELD_OUT = (
+    "The task holds no problems out, so these are problems to train on: if the model was trained "
+    "on them, the figures say little."
+)
 
 
 def questions(task: Task) -> Sequence[Prompt]:
@@ -120,5 +133,5 @@ def show_summary(summary: Mapping[str, float | Interval], title: str, run: Runti
     table = Table("figure", "value", "95% interval", title=title)
     for name, value in summary.items():
         interval = f"{value.low:.3f} to {value.high:.3f}" if isinstance(value, Interval) else ""
-        table.add_row(name, f"{float(value):.3f}", interval)
+        table.add_row(name, "-" if math.isnan(value) else f"{float(value):.3f}", interval)
     Console().print(table)

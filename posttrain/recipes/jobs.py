@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from launch.config import resumable, to_yaml
 from launch.errors import UsageError
 from launch.runtime import Runtime, RuntimeConfig
-from posttrain.data.tasks import Task, parse_task
+from posttrain.data.tasks import Prompt, Task, parse_task
+from posttrain.model_files import lacks_chat_template
 from posttrain.models import LanguageModel, save_model
 from posttrain.recipes.sources import (
     ChatFile,
     DocumentSource,
+    FromScratch,
     ModelSource,
     Pretrained,
+    RawLines,
+    WorkedSums,
     parse_documents,
     parse_model,
 )
@@ -22,7 +27,7 @@ from posttrain.rewards import Reward, parse_reward
 from posttrain.trainers.policy import GRPOConfig, check_prompts, train_grpo
 from posttrain.trainers.supervised import SFTConfig, train_sft
 
-__all__ = ["GRPOJob", "SFTJob", "WarmUp", "leave_model"]
+__all__ = ["GRPOJob", "SFTJob", "WarmUp", "check_form", "check_template", "leave_model"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,13 +46,16 @@ class SFTJob(SFTConfig):
         """Raise UsageError for a missing or broken model or file."""
         self.model.check()
         self.data.check()
+        if isinstance(self.data, ChatFile):
+            check_template(self.model, GIVE_TEMPLATE)
 
     def run(self, run: Runtime) -> None:
         """Train and leave the model in the run folder."""
         lm = self.model.load(self.data.texts(2_000), self.seed)
         count = self.steps * self.documents_per_step
         train_sft(self, lm.model, self.data.documents(lm, count, self.seed), run)
-        leave_model(lm, run)
+        asked = self.data.task.train()[0] if isinstance(self.data, WorkedSums | RawLines) else None
+        leave_model(lm, run, self.model, asked)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +76,7 @@ class GRPOJob(GRPOConfig):
     """A JSONL file of questions and answers, a reasoning-gym name, a hub id or module:Class."""
     reward: Reward | None = field(default=None, metadata={"parse": parse_reward})
     """``module:function`` or an object; null takes the task's own."""
-    warm_up: WarmUp | None = None
+    warm_up: WarmUp | None = field(default=None, metadata={"resumable": False})
     seed: int = 0
     trackers: tuple[str, ...] = resumable(())
     """accelerate's trackers, such as tensorboard."""
@@ -77,7 +85,15 @@ class GRPOJob(GRPOConfig):
     def check(self) -> None:
         """Raise UsageError for a missing or broken model or task."""
         self.model.check()
-        check_prompts(len(given(self.task).train()), self.prompts_per_step)
+        if self.warm_up is None and isinstance(self.model, FromScratch):
+            raise UsageError(
+                "a model made from nothing learns its tokenizer from the data of warm_up, which is "
+                "null: keep warm_up, or give --model FOLDER"
+            )
+        task = given(self.task)
+        prompts = task.train()
+        check_prompts(len(prompts), self.prompts_per_step)
+        check_form(self.model, task, prompts[0])
 
     def run(self, run: Runtime) -> None:
         """Train and leave the model in the run folder."""
@@ -90,7 +106,7 @@ class GRPOJob(GRPOConfig):
                 documents = self.warm_up.data.documents(lm, count, self.seed)
                 train_sft(training, lm.model, documents, stage)
         train_grpo(self, lm, task, run, reward=self.reward)
-        leave_model(lm, run)
+        leave_model(lm, run, self.model, task.train()[0])
 
 
 def given(task: Task | None) -> Task:
@@ -102,10 +118,46 @@ def given(task: Task | None) -> Task:
     return task
 
 
-def leave_model(lm: LanguageModel, run: Runtime) -> None:
-    """Save the model as an ordinary Hugging Face folder and say how to talk to it."""
+GIVE_TEMPLATE = (
+    "give a chat model, or set its tokenizer's chat_template before saving it "
+    "(posttrain.data.chat.CHAT_TEMPLATE is a minimal one)"
+)
+
+
+def check_form(model: ModelSource, task: Task, prompt: Prompt) -> None:
+    """Raise UsageError if the task's prompts are chats and the model's tokenizer knows none."""
+    if prompt.messages is not None:
+        as_text = "add --task.form text, or " if hasattr(task, "form") else ""
+        check_template(model, f"{as_text}{GIVE_TEMPLATE}")
+
+
+def check_template(model: ModelSource, remedy: str) -> None:
+    """Raise UsageError if the model is a folder without a chat template."""
+    if isinstance(model, Pretrained) and lacks_chat_template(Path(model.path)):
+        raise UsageError(
+            f"{model.path} has no chat template, so a chat cannot be written as tokens: {remedy}"
+        )
+
+
+def leave_model(
+    lm: LanguageModel, run: Runtime, source: ModelSource, prompt: Prompt | None = None
+) -> None:
+    """Save the model as an ordinary Hugging Face folder and say how to talk to it.
+
+    Args:
+        lm: What was trained.
+        run: Its run; without a folder, nothing is left.
+        source: What the training started from.
+        prompt: One that it was trained on; None if those were conversations.
+    """
     if run.output is None:
         return
     folder = run.output / "model"
     run.on_main(lambda: save_model(lm.model, lm.tokenizer, folder))
-    run.print(f"The model is in {folder}. Talk to it: monro run chat --model {folder}")
+    if prompt is not None and prompt.messages is None:
+        run.print(f"The model is in {folder}. It continues text; it has not learnt to chat.")
+        return
+    # One made from nothing has seen no second turn; a checkpoint may know more than it was given.
+    alone = prompt is not None and isinstance(source, FromScratch)
+    flags = " --remember false" if alone else ""
+    run.print(f"The model is in {folder}. Talk to it: monro run chat --model {folder}{flags}")

@@ -24,7 +24,8 @@ from posttrain.recipes.account import account
 from posttrain.recipes.evaluation import Evaluator, show_summary
 from posttrain.recipes.jobs import leave_model
 from posttrain.recipes.sources import DocumentSource, FromScratch
-from posttrain.rewards import Reward, parse_reward
+from posttrain.rewards import Reward, WeightedSum, parse_reward
+from posttrain.rewards.checking import reward_name
 from posttrain.rollout import Engine
 from posttrain.rollout.samples import as_samples
 from posttrain.trainers.policy import GRPOConfig, Probe, check_prompts, train_grpo
@@ -52,7 +53,7 @@ class R1Mini:
     reward: Reward = field(metadata={"parse": parse_reward})
     """What reinforcement learning pays for."""
     model: FromScratch = field(default_factory=FromScratch)
-    cold_start: SFTConfig = field(default_factory=SFTConfig)
+    cold_start: SFTConfig = field(default_factory=SFTConfig, metadata={"resumable": False})
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     evaluation: Evaluator = field(default_factory=Evaluator)
     problems: int = 512
@@ -98,7 +99,7 @@ class R1Mini:
             )
             judge("after GRPO", stage)
             records = read_records(stage)
-        leave_model(lm, run)
+        leave_model(lm, run, self.model, self.task.train()[0])
         if run.is_main:
             self._report(run, found, longer, records)
 
@@ -136,7 +137,10 @@ class R1Mini:
         records: Sequence[Mapping[str, object]],
     ) -> None:
         before, after = (self._summary(evaluation) for evaluation in found.values())
-        text = account(found["cold start"], found["after GRPO"], longer["after GRPO"])
+        reward = self.reward
+        paid = reward.rewards if isinstance(reward, WeightedSum) else [reward_name(reward)]
+        first, then = found["cold start"], found["after GRPO"]
+        text = account(first, then, longer["after GRPO"], paid=tuple(paid))
         far = self._summary(longer["after GRPO"])
         run.note("What reinforcement learning did", text)
         rows = draw.before_and_after({"cold start": before, "after GRPO": after})

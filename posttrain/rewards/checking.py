@@ -160,6 +160,6 @@ def _outcome_within(
     if not outcome:
         raise RewardError(
             f"reward {name} did not return within {seconds:g} s for {len(samples)} samples: does "
-            "it wait for something? Give slow parts a limit of their own, or raise this one"
+            "it wait for something? Give slow parts a limit of their own, or raise reward_seconds"
         )
     return outcome[0]

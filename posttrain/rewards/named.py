@@ -32,16 +32,16 @@ def parse_reward(text: str) -> Reward:
         near = nearest(text, own)
         hint = f"did you mean {near}?" if near else "expected answer, format or module:name"
         raise UsageError(f"unknown reward {text!r}: {hint}")
-    reward = load_object(text, "reward")
+    reward = load_object(text, "")
     if isinstance(reward, type):
         try:
             reward = reward()
         except Exception as error:  # a user's class may fail in any way
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UsageError(f"reward {text}: {text}() raised {reason}") from error
+            raise UsageError(f"{text}() raised {reason}") from error
     if not callable(reward):
         raise UsageError(
-            f"reward {text} is a {type(reward).__name__}, which cannot be called: expected a "
+            f"{text} is a {type(reward).__name__}, which cannot be called: expected a "
             "function that takes samples and returns one number for each"
         )
     return reward

@@ -29,7 +29,7 @@ from posttrain.objectives.statistics import policy_metrics, policy_statistics
 from posttrain.rewards import Reward, score
 from posttrain.rollout import Engine, RolloutBatch, Sampling
 from posttrain.rollout.samples import as_samples
-from posttrain.trainers.advantages import Advantages, GroupRelative
+from posttrain.trainers.advantages import Advantages, GroupRelative, LeaveOneOut
 from posttrain.trainers.rollouts import (
     FlatGroups,
     as_batch,
@@ -131,10 +131,7 @@ def train_grpo(
     optimizer = cfg.optimizer.build(lm.model)
     model, optimizer = run.prepare(lm.model, optimizer)
     engine, flat_groups = Engine(lm.model), FlatGroups()
-    run.print(
-        "GRPO's loss is near zero by construction, because the advantages of a group sum to "
-        "zero. Watch reward, length/mean, entropy and kl/old instead."
-    )
+    run.print(about_loss(cfg))
     for step in run.steps(
         cfg.steps,
         state={"model": lm.model, "optimizer": optimizer},
@@ -177,6 +174,23 @@ def train_grpo(
         flat_groups.see(logged["groups/flat"], logged["reward"])
         if cfg.samples_every and (step == 1 or run.due(step, cfg.samples_every)):
             run.samples(step, sample_rows(samples[: cfg.group_size], scores))
+
+
+def about_loss(cfg: GRPOConfig) -> str:
+    """Return what to watch instead of the loss, and where it is so, that the loss is near zero.
+
+    On-policy all ratios are 1, so GRPO's mean over each sequence is its advantage, and those of a
+    group sum to zero. Where long sequences count more, as in DAPO, they need not.
+    """
+    cancels = isinstance(cfg.advantages, GroupRelative | LeaveOneOut)
+    on_policy = cfg.updates_per_rollout == 1
+    watch = "Watch reward, length/mean, entropy and kl/old instead."
+    if isinstance(cfg.objective, GRPO) and not cfg.objective.kl_weight and cancels and on_policy:
+        return (
+            "GRPO's loss is near zero by construction, because the advantages of a group sum to "
+            f"zero. {watch}"
+        )
+    return f"The loss of a policy objective does not show progress. {watch}"
 
 
 def update(

@@ -127,6 +127,8 @@ def _offsets(rewards: Tensor, *, least: int) -> tuple[Tensor, Tensor]:
     rewards = rewards.detach()
     if not rewards.is_floating_point():
         rewards = rewards.to(torch.get_default_dtype())
+    largest = binary_scale(rewards, -1)  # first, because a difference may be twice what it is of
+    rewards = rewards / largest
     offsets = rewards - rewards.amin(-1, keepdim=True)
-    scale = binary_scale(offsets, -1)
-    return offsets / scale, scale
+    scale = binary_scale(offsets, -1).clamp(max=1.0)  # of larger offsets the squares are in range
+    return offsets / scale, scale * largest

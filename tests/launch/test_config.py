@@ -333,8 +333,9 @@ def test_a_function_stands_where_its_protocol_is_asked_for() -> None:
         ),
         ({"nested": "5"}, "nested: got '5', expected a Nested"),
         (
-            {"objective": "posttrain"},
-            "objective: got 'posttrain', expected an Objective",
+            {"objective": "Bounded"},
+            "objective: got 'Bounded', expected an Objective, as {_type: module:Class, ...} or "
+            "module:Class",
         ),
         (
             {"objective": f"{HERE}:NoObjective"},
@@ -400,8 +401,26 @@ def test_a_wrong_flag_is_one_line_that_names_it(flags: dict[str, str], message: 
 def test_wrong_yaml_is_one_line_that_names_the_place(text: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         from_yaml(text, Job(), source="c.yaml")
-    assert str(caught.value).startswith(message)
+    assert str(caught.value).startswith(message if "c.yaml" in message else f"c.yaml: {message}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "message"),
+    [
+        ("rate: x", {"steps": "5"}, "c.yaml: rate: got 'x', expected a number (float)"),
+        ("objective: {clip_low: 9}", {"steps": "5"}, "c.yaml: objective: clip_low=9.0 is above"),
+        ("rate: 1", {"steps": "x"}, "steps: got 'x', expected an integer (int)"),
+        ("rate: x", {"rate": "y"}, "rate: got 'y', expected a number (float)"),
+        ("objective: {clip_low: 0.1}", {"objective.clip_high": "0.05"}, "objective: clip_low=0.1"),
+    ],
+)
+def test_an_error_names_the_file_where_that_is_at_fault(
+    text: str, changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        configure(Job(), text=text, source="c.yaml", changes=changes)
+    assert str(caught.value).startswith(message)
 
 
 def test_a_key_without_a_near_one_lists_the_keys_there() -> None:
@@ -447,6 +466,15 @@ def test_every_value_that_a_flag_shows_is_taken_back() -> None:
 
 def test_resumable_fields_are_found_wherever_they_are_nested() -> None:
     assert resumable_keys(Job()) == {"steps", "nested.keep", "trackers"}
+
+
+def test_nothing_below_a_field_that_is_marked_so_is_resumable() -> None:
+    @dataclass(frozen=True)
+    class Stages:
+        first: Job = field(default_factory=Job, metadata={"resumable": False})
+        second: Job = field(default_factory=Job)
+
+    assert resumable_keys(Stages()) == {"second.steps", "second.nested.keep", "second.trackers"}
 
 
 def test_changed_fields_are_those_that_are_not_resumable() -> None:

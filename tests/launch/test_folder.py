@@ -122,6 +122,33 @@ def test_a_folder_in_use_is_refused_whatever_the_flags(
         claim(tmp_path, CONFIG, resume=resume, overwrite=overwrite).close()
 
 
+def test_a_run_that_is_alive_is_in_use_and_does_not_just_hold_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "_PATIENCE", 0.0)
+    with claim(tmp_path, CONFIG):
+        for refuse in (claim, check_claim):
+            with pytest.raises(UsageError, match="in use by another run"):
+                refuse(tmp_path, CONFIG)
+
+
+def test_what_killed_processes_were_writing_is_removed_by_the_next_claim(run: Path) -> None:
+    stage = run / "stages" / "1-sft"
+    stage.mkdir(parents=True)
+    left = [run / ".config.yaml.71.tmp", run / ".model.71.tmp" / "x", stage / ".config.yaml.7.tmp"]
+    (run / ".model.71.tmp").mkdir()
+    for path in left:
+        path.touch()
+    (run / ".mine.71.tmp").touch()
+    with pytest.raises(UsageError, match="holds a run"):
+        claim(run, CONFIG)
+    assert all(path.exists() for path in left)
+    claim(run, CONFIG, resume=True).close()
+    assert not any(path.exists() for path in [*left, run / ".model.71.tmp"])
+    assert (run / ".mine.71.tmp").exists()
+    assert stage.exists()
+
+
 def test_the_lock_dies_with_the_process_and_not_with_its_children(tmp_path: Path) -> None:
     script = (
         "import multiprocessing, os, pathlib, sys, time\n"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from launch.errors import UsageError
-from posttrain.model_files import check_model_folder, check_safetensors
+from posttrain.model_files import check_model_folder, check_safetensors, lacks_chat_template
 
 
 @pytest.fixture
@@ -101,6 +101,18 @@ def test_tokenizer_settings_may_be_empty_but_are_an_object(folder: Path) -> None
     check_model_folder(folder)
     (folder / "tokenizer_config.json").write_text("[]")
     refused(folder, "tokenizer_config.json holds no JSON object")
+
+
+def test_a_chat_template_is_found_in_either_place(folder: Path, tmp_path: Path) -> None:
+    assert lacks_chat_template(folder)
+    (folder / "tokenizer_config.json").write_text('{"chat_template": null}')
+    assert lacks_chat_template(folder)
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert not lacks_chat_template(folder)
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert not lacks_chat_template(folder)
+    assert not lacks_chat_template(tmp_path / "a-hub-id")
 
 
 def test_weights_of_another_model(folder: Path) -> None:

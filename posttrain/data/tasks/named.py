@@ -41,12 +41,12 @@ def parse_task(text: str) -> Task:
     path = Path(text)
     if text.endswith(".jsonl") or (path.is_file() and path.suffix not in _DATA):
         if not path.is_file():
-            raise UsageError(f"task {text}: there is no such file")
+            raise UsageError(f"{text}: there is no such file")
         return JsonLines(text)
     if text and path.exists():
         return HubDataset(text)
     if text.endswith(_DATA):
-        raise UsageError(f"task {text}: there is no such file")
+        raise UsageError(f"{text}: there is no such file")
     if _OBJECT.fullmatch(text):
         return _loaded(text)
     if text == "arithmetic":
@@ -64,18 +64,18 @@ def parse_task(text: str) -> Task:
 
 
 def _loaded(text: str) -> Task:
-    task = load_object(text, "task")
+    task = load_object(text, "")
     if isinstance(task, type) or (callable(task) and not hasattr(task, "train")):
         try:
             task = task()
         except Exception as error:  # a user's code may fail in any way
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UsageError(f"task {text}: {text}() raised {reason}") from error
+            raise UsageError(f"{text}() raised {reason}") from error
     missing = [name for name in ("reward", "train", "heldout") if not hasattr(type(task), name)]
     missing = [name for name in missing if not hasattr(task, name)]
     if missing:
         raise UsageError(
-            f"task {text} is a {type(task).__name__} without {', '.join(missing)}: a task has "
+            f"{text} is a {type(task).__name__} without {', '.join(missing)}: a task has "
             "reward, train() and heldout()"
         )
     found: Task = task

@@ -257,6 +257,17 @@ def test_summary_of_hand_worked_samples() -> None:
     assert pass_at_2.mean == pytest.approx((1 + 2 / 3 + 0 + 1) / 4, rel=1e-15)
 
 
+def test_majority_is_blank_where_right_completions_have_no_answer_to_vote_with() -> None:
+    rows = ((sample("= 1"), sample("= 1")), (sample("= 2"), sample("")))
+    found = Evaluation(samples=rows, correct=torch.tensor([[True, True], [False, False]]))
+    summary = found.summary(k=2)
+    assert math.isnan(float(summary["maj@2"]))
+    assert float(summary["pass@2"]) == 0.5
+    # Without a right one there is nothing that the majority overlooks.
+    none = Evaluation(samples=rows, correct=torch.zeros(2, 2, dtype=torch.bool))
+    assert float(none.summary(k=2)["maj@2"]) == 0.0
+
+
 def test_summary_without_reasoning_has_no_accuracy_of_it() -> None:
     found = Evaluation(samples=((sample("1"),),), correct=torch.tensor([[True]]))
     summary = found.summary(k=1)

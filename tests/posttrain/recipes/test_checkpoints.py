@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from launch.config import resumable_keys
+from launch.runtime import Runtime
+from posttrain.data.tasks import Prompt
 from posttrain.models import load_model, save_model, tiny_model, train_tokenizer
+from posttrain.recipes.jobs import leave_model
+from posttrain.recipes.sources import FromScratch, ModelSource, Pretrained
+from posttrain.recipes.tiny import grpo_mini, r1_mini
+
+CHAT = Prompt(messages=({"role": "user", "content": "1 + 1"},), answer="2")
 
 QUESTIONS = [
     {"question": f"What is {a} plus {b}?", "answer": f"{a + b}"} for a in range(5) for b in range(5)
@@ -139,3 +147,67 @@ def test_bad_input_is_one_line_before_any_work(
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not Path("refused").exists()
+
+
+def test_a_model_without_a_chat_template_is_refused_where_it_would_need_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lm = load_model("model")
+    lm.tokenizer.chat_template = None
+    save_model(lm.model, lm.tokenizer, "base")
+    for flags, way_out in (
+        (["grpo", "--task", "gsm8k.jsonl"], "add --task.form text, or give a chat model"),
+        (["eval", "--task", "gsm8k.jsonl"], "add --task.form text, or give a chat model"),
+        (["sft", "--data", "chat.jsonl"], "give a chat model"),
+        (["chat"], "give a chat model"),
+    ):
+        assert main(["run", *flags, "--model", "base", "--output", "refused"]) == 2
+        error = capsys.readouterr().err
+        assert (
+            f"base has no chat template, so a chat cannot be written as tokens: {way_out}" in error
+        )
+        assert not Path("refused").exists()
+    flags = ["--task", "gsm8k.jsonl", "--task.form", "text", "--model", "base"]
+    assert grpo("as-text", *flags) == 0
+    assert "Talk to it" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "prompt", "said"),
+    [
+        (Pretrained(path="model"), None, "monro run chat --model run/model\n"),
+        (Pretrained(path="model"), CHAT, "monro run chat --model run/model\n"),
+        (FromScratch(), None, "monro run chat --model run/model\n"),
+        (FromScratch(), CHAT, "monro run chat --model run/model --remember false\n"),
+        (FromScratch(), Prompt(text="1 + 1 =", answer="2"), "It continues text"),
+    ],
+)
+def test_how_to_talk_to_a_model_is_said_as_it_was_taught(
+    source: ModelSource, prompt: Prompt | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Runtime(output="run", overwrite=True) as run:
+        leave_model(load_model("model"), run, source, prompt)
+    assert said in capsys.readouterr().out
+
+
+def test_a_model_made_from_nothing_needs_texts_for_its_tokenizer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["run", "grpo-mini", "--warm_up", "none", "--output", "refused"]) == 2
+    assert "learns its tokenizer from the data of warm_up" in capsys.readouterr().err
+
+
+def test_steps_of_a_stage_that_others_build_on_do_not_change() -> None:
+    assert "steps" in resumable_keys(grpo_mini())
+    assert not any(key.startswith("warm_up") for key in resumable_keys(grpo_mini()))
+    assert "grpo.steps" in resumable_keys(r1_mini())
+    assert not any(key.startswith("cold_start") for key in resumable_keys(r1_mini()))
+
+
+def test_eval_says_when_nothing_is_held_out(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--task", "gsm8k.jsonl", "--problems", "2", "--sampling.max_tokens", "2"]
+    flags += ["--model", "model", "--group_size", "1"]
+    assert main(["run", "eval", *flags]) == 0
+    assert "holds no problems out" in capsys.readouterr().out
+    assert main(["run", "eval", *flags, "--task.heldout_share", "0.5"]) == 0
+    assert "holds no problems out" not in capsys.readouterr().out

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.config import override
 from launch.errors import UsageError
+from posttrain.recipes.jobs import GRPOJob
 from posttrain.rewards import AnswerReward, FormatReward, Sample, parse_reward
 
 SOURCE = """
@@ -47,3 +49,8 @@ def test_parse_reward_knows_its_own_and_the_users(module: str) -> None:
 def test_parse_reward_says_what_is_wrong(module: str, text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_reward(text)
+
+
+def test_a_reward_that_is_not_found_is_called_a_reward_once() -> None:
+    with pytest.raises(UsageError, match=r"^reward: no_such_module cannot be imported"):
+        override(GRPOJob(), {"reward": "no_such_module:mine"})

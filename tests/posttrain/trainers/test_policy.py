@@ -3,10 +3,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from launch.config import override
 from launch.errors import UsageError
 from launch.optimizers import AdamW
 from launch.runtime import Runtime
@@ -108,6 +110,37 @@ def test_two_updates_of_a_rollout_leave_the_old_policy_where_it_was(
     (record,) = train(cfg, lm, tmp_path / "run")
     assert record["ratio/p99"] > 1.0
     assert record["kl/old"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "near_zero"),
+    [
+        ({}, True),
+        ({"advantages": LeaveOneOut()}, True),
+        ({"objective": DAPO()}, False),
+        ({"objective": DrGRPO(max_length=6)}, False),
+        ({"objective": GRPO(kl_weight=0.5)}, False),
+        ({"updates_per_rollout": 2}, False),
+    ],
+    ids=repr,
+)
+def test_loss_is_called_near_zero_where_it_is_so(
+    made: LanguageModel,
+    changes: dict[str, Any],
+    near_zero: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    records = train(
+        replace(CONFIG, **changes), replace(made, model=copy.deepcopy(made.model)), tmp_path / "run"
+    )
+    assert ("near zero by construction" in capsys.readouterr().out) == near_zero
+    assert (max(abs(record["loss"]) for record in records) < 1e-6) == near_zero
+
+
+def test_a_class_of_ours_is_named_in_full_where_its_name_alone_is_given() -> None:
+    with pytest.raises(UsageError, match=r"did you mean posttrain\.objectives:DAPO\?"):
+        override(GRPOConfig(), {"objective": "DAPO"})
 
 
 def test_equal_rewards_change_no_weight(lm: LanguageModel) -> None:

@@ -89,6 +89,16 @@ def test_advantages_keep_their_meaning_when_squares_leave_the_range(unit: float)
     torch.testing.assert_close(advantages, torch.tensor([[1.0, -1.0, -1.0, 1.0]]))
 
 
+def test_a_span_beyond_the_range_of_floating_point_is_no_trouble() -> None:
+    rewards = torch.tensor([[3e38, -3e38, -3e38, 3e38]])
+    one = torch.tensor([[1.0, -1.0, -1.0, 1.0]])
+    torch.testing.assert_close(group_relative_advantages(rewards, std="population"), one)
+    equal(group_relative_advantages(rewards, std=None), rewards)
+    # 2e38 - (0 - 2e38) / 2 = 3e38, though their span of 4e38 is beyond float32
+    others = leave_one_out_advantages(torch.tensor([[2e38, 0.0, -2e38]]))
+    torch.testing.assert_close(others, torch.tensor([[3e38, 0.0, -3e38]]), rtol=1e-6, atol=1e32)
+
+
 def test_rewards_that_differ_in_their_last_bit_are_told_apart() -> None:
     rewards = torch.tensor([[1.0, 1.0 + 2**-23]])
     equal(group_relative_advantages(rewards, std="population"), torch.tensor([[-1.0, 1.0]]))

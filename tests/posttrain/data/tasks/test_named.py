@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from launch.config import override
 from launch.errors import UsageError
 from posttrain.data.tasks import Arithmetic, HubDataset, JsonLines, ReasoningGym, parse_task
+from posttrain.recipes.jobs import GRPOJob
 
 SOURCE = """
 from posttrain.data.tasks import Arithmetic
@@ -68,3 +70,10 @@ def test_parse_task_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_task_that_is_not_found_is_called_a_task_once() -> None:
+    for text in ("no_such_module:mine", "none.jsonl", "chain_sum:mine"):
+        with pytest.raises(UsageError, match=r"^task: ") as caught:
+            override(GRPOJob(), {"task": text})
+        assert str(caught.value).count("task") == 1
