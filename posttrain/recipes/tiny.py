@@ -109,8 +109,8 @@ def sft_mini() -> SFTJob:
 
 
 def grpo_mini() -> GRPOJob:
-    """Seconds of GRPO on sums of two terms, after a short SFT of its own."""
-    task = sums((2, 2), heldout=16)
+    """Seconds of GRPO on sums of three terms, after a short SFT of its own."""
+    task = sums((3, 3), heldout=16)
     return GRPOJob(
         model=FromScratch(layers=2, width=64, heads=4, texts=500),
         task=task,
@@ -118,7 +118,7 @@ def grpo_mini() -> GRPOJob:
         warm_up=WarmUp(
             data=WorkedSums(task=task, mixture=Mixture(first=0.75, reasoning=0.35)),
             training=SFTConfig(
-                steps=220,
+                steps=420,
                 documents_per_step=32,
                 row_length=128,
                 shuffle=False,
