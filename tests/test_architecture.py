@@ -40,7 +40,7 @@ HEAVY = {
     "gymnasium": (),
     "math_verify": (),
     "matplotlib": ("launch.curves",),
-    "numba": (),
+    "numba": ("posttrain.rollout.compiled_kernels",),
     "reasoning_gym": (),
     "scipy": (),
     "sklearn": (),
@@ -371,6 +371,7 @@ def test_packages_are_typed_and_tests_shadow_none_of_them() -> None:
     [
         ("rl", ("torch", "gymnasium", "numpy")),
         ("posttrain", ("torch", "transformers", "numpy")),
+        ("posttrain.rollout", ("numba", "rl.envs")),
         ("generative", ("torch", "numpy")),
         ("rl.estimators", ("launch", "gymnasium", "transformers", "accelerate", "deepspeed")),
         ("posttrain.objectives", ("launch", "transformers", "accelerate", "posttrain.rollout")),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from posttrain.rollout.batch import Sampling
-from posttrain.rollout.sampling import draw, uniforms
+from posttrain.rollout.sampling import uniforms
 
 __all__ = ["Completions", "Session", "complete"]
 
@@ -24,6 +24,12 @@ class Session(Protocol):
 
     def advance(self, tokens: Tensor) -> Tensor:
         """Append ``(slots,)`` tokens; return the next ``(slots, V)`` float32 logits."""
+        ...
+
+    def draw(
+        self, logits: Tensor, uniform: Tensor, sampling: Sampling
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw one token per slot, as ``sampling.draw`` does."""
         ...
 
     def compact(self, alive: Tensor) -> Tensor | None:
@@ -75,7 +81,7 @@ def complete(
     for t in range(sampling.max_tokens):
         if t % _NUMBERS == 0:
             numbers = uniforms(keys, t, min(t + _NUMBERS, sampling.max_tokens))
-        tokens, log_probs, tempered = draw(logits, numbers[t % _NUMBERS], sampling)
+        tokens, log_probs, tempered = session.draw(logits, numbers[t % _NUMBERS], sampling)
         into.tokens[t].index_copy_(0, rows, tokens)
         into.log_probs[t].index_copy_(0, rows, log_probs)
         if into.tempered is not into.log_probs:

@@ -17,6 +17,7 @@ from generative.attention.rotary import turn
 from posttrain.decoder import Decoder, DecoderLayer
 from posttrain.decoder_kernels import product, product_add, rms_norm
 from posttrain.decoder_layout import rounded, sequences
+from posttrain.rollout.sampling import draw
 from posttrain.rollout.slots import arranged
 
 __all__ = ["Decoding"]
@@ -36,6 +37,8 @@ class Decoding:
     Slots form a grid ``(P, G)``: the G slots of a line share its prompt's cache. Where prompts
     are copied instead, the grid is ``(P G, 1)`` and the prompt lies in the slot's own cache.
     """
+
+    draw = staticmethod(draw)
 
     def __init__(
         self, decoder: Decoder, prompts: Sequence[Tensor], group_size: int, max_tokens: int
@@ -128,10 +131,7 @@ class Decoding:
     def advance(self, tokens: Tensor) -> Tensor:
         """Append ``(slots,)`` tokens; return the next logits."""
         decoder, heads = self.decoder, self.decoder.heads
-        column = self.step + (0 if self.shared else self.width)
-        if column == self.own.columns:
-            most = self.max_tokens + (0 if self.shared else self.width)
-            self.own.widen(min(most, self.own.columns + max(_WIDEN_BY, self.step)))
+        column = self._next_column()
         turned = heads.queries + heads.keys
         turns = (decoder.turns(self.positions)[:, None] * self.scales).flatten(1)
         x = decoder.embed(tokens)
@@ -150,6 +150,14 @@ class Decoding:
         self.positions += 1
         self.step += 1
         return self._logits(decoder.final_norm(x))
+
+    def _next_column(self) -> int:
+        """Return where in the slots' own cache the next token goes; there is room for it."""
+        before = 0 if self.shared else self.width
+        if self.step + before == self.own.columns:
+            most = self.max_tokens + before
+            self.own.widen(min(most, self.own.columns + max(_WIDEN_BY, self.step)))
+        return self.step + before
 
     def _attend(self, i: int, layer: DecoderLayer, column: int, qkv: Tensor) -> Tensor:
         """Write ``column`` of the cache and attend to all up to it; ``(slots, H K)``."""

@@ -12,6 +12,7 @@ from itertools import accumulate, chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from launch.backends import unwrap
 from posttrain.decoder import Decoder, Untyped, read_decoder, unsupported
@@ -26,6 +27,9 @@ __all__ = ["Engine"]
 
 _CACHE_BYTES = 4 << 30
 """Beyond this, prompts are taken in turns; the result is the same."""
+_SMALL = 8_000_000
+"""Parameters up to which a step's compiled loops are worth loading: those of larger models take
+their time in matrix products."""
 
 
 class Engine:
@@ -127,8 +131,9 @@ class Engine:
         """Yield what completes some of the prompts, and which."""
         if decodable:
             decoder = read_decoder(self.model)
+            kind = _compiled_decoding() if _compiles(self.model, decoder) else Decoding
             for turn in _turns(rows, decoder, group_size, max_tokens):
-                yield Decoding(decoder, [rows[p] for p in turn], group_size, max_tokens), turn
+                yield kind(decoder, [rows[p] for p in turn], group_size, max_tokens), turn
         else:
             for turn in _equally_long(rows):
                 yield Portable(self.model, [rows[p] for p in turn], group_size, max_tokens), turn
@@ -169,6 +174,21 @@ def _sampling_mode(model: Untyped, decodable: bool) -> Iterator[None]:
         yield
 
 
+def _compiles(model: Untyped, decoder: Decoder) -> bool:
+    """Whether compiled loops, which run on one thread, take less time than torch's operations."""
+    return (
+        decoder.size <= _SMALL
+        and torch.get_num_threads() <= 2
+        and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
+    )
+
+
+def _compiled_decoding() -> type[Decoding]:
+    from posttrain.rollout.compiled import CompiledDecoding  # loads numba
+
+    return CompiledDecoding
+
+
 def _turns(
     rows: Sequence[Tensor], decoder: Decoder, group_size: int, max_tokens: int
 ) -> Iterator[list[int]]:
@@ -205,8 +225,9 @@ def _assembled(rows: Sequence[Tensor], group_size: int, into: Completions, paddi
     columns = torch.arange(width, device=device)
     mask = (columns >= lengths) & (columns < ends)
     tokens = torch.full(mask.shape, padding, dtype=torch.int64, device=device)
-    for p, row in enumerate(rows):
-        tokens[p * group_size : (p + 1) * group_size, : len(row)] = row.to(device)
+    if len(rows):
+        prompts = pad_sequence(list(rows), batch_first=True, padding_value=padding)
+        tokens[:, : prompts.shape[1]] = prompts.to(device).repeat_interleave(group_size, 0)
     sources = (columns - lengths).clamp(0, len(into.tokens) - 1)
 
     def placed(x: Tensor) -> Tensor:

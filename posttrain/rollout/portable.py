@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from posttrain.decoder import Untyped
 from posttrain.decoder_positions import forget_lengths, same_frequencies_up_to
+from posttrain.rollout.sampling import draw
 
 __all__ = ["Portable", "evaluating"]
 
@@ -39,6 +40,8 @@ class Portable:
     A model without a cache that can be reordered runs all its tokens again at every step; so does
     one whose rotary frequencies change on the way, since cached keys were turned by the old ones.
     """
+
+    draw = staticmethod(draw)
 
     def __init__(
         self, model: Untyped, prompts: Sequence[Tensor], group_size: int, max_tokens: int
