@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS ?= 1
+WORKERS ?= 2
 
 .PHONY: demo test quick learn lint bench clean setup
 .DEFAULT_GOAL := test
@@ -18,7 +19,7 @@ demo: .venv/ready
 	$(BIN)/monro run r1-mini --output runs/r1-mini --resume
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 quick: .venv/ready
 	$(BIN)/python -m pytest -q -m "not slow and not distributed and not browser"

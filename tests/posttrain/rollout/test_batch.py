@@ -37,7 +37,9 @@ def test_temperatures_that_mean_nothing_are_refused(temperature: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "stops", [[2, 7], torch.tensor([2, 7]), np.array([2, 7]), iter((2, 7))], ids=repr
+    "stops",
+    [[2, 7], torch.tensor([2, 7]), np.array([2, 7]), iter((2, 7))],
+    ids=["list", "tensor", "array", "iterator"],
 )
 def test_integers_of_other_libraries_become_pythons(stops: Any) -> None:  # noqa: ANN401
     sampling = Sampling(max_tokens=np.int64(4), top_k=torch.tensor(3), stop_tokens=stops)
