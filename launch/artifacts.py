@@ -30,13 +30,17 @@ class Artifacts:
         """Add paragraphs under a heading."""
         self._items.write({"kind": "note", "name": name, "text": text})
 
-    def figure(self, name: str, figure: Figure) -> None:
-        """Add a matplotlib figure as SVG."""
-        from launch.curves import svg
-
-        file = Path("figures") / f"{_slug(name)}.svg"
+    def figure(self, name: str, figure: Figure | Path) -> None:
+        """Add a matplotlib figure as SVG, or a copy of a picture such as a GIF."""
         (self.folder / "figures").mkdir(exist_ok=True)
-        atomic_write(self.folder / file, svg(figure, salt=name))
+        if isinstance(figure, Path):
+            file = Path("figures") / f"{_slug(name)}{figure.suffix}"
+            atomic_write(self.folder / file, figure.read_bytes())
+        else:
+            from launch.curves import svg
+
+            file = Path("figures") / f"{_slug(name)}.svg"
+            atomic_write(self.folder / file, svg(figure, salt=name))
         self._items.write({"kind": "figure", "name": name, "file": file.as_posix()})
 
     def table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:

@@ -27,6 +27,8 @@ _MADE = (
     "checkpoints",
     "stages",
     "model",
+    "policy",
+    "table.safetensors",
     "figures",
     "trackers",
     "metrics.jsonl",
@@ -196,6 +198,12 @@ def check_claim(
     return note
 
 
+def _recipe(config_yaml: str) -> str:
+    """Return the recipe that the first line of a config names; empty if it names none."""
+    line = config_yaml.partition("\n")[0]
+    return line.removeprefix("# recipe: ") if line.startswith("# recipe: ") else ""
+
+
 def _refuse(
     path: Path, config_yaml: str, resume: bool, overwrite: bool, resumable: frozenset[str]
 ) -> str:
@@ -217,6 +225,12 @@ def _refuse(
             f"{path} holds a run without a readable config.yaml, so it cannot be resumed: "
             "start anew with --overwrite or choose another --output"
         ) from None
+    was, now = _recipe(old), _recipe(config_yaml)
+    if was and now and was != now:
+        raise UsageError(
+            f"{path} holds a run of the recipe {was}, and this is {now}: resume it with monro run "
+            f"{was} --output {path} --resume, or choose another --output"
+        )
     changed = changed_keys(old, config_yaml, resumable, source=str(config))
     if changed:
         raise UsageError(

@@ -97,6 +97,7 @@ class Runtime:
     ) -> None:
         config = RuntimeConfig() if config is None else config
         self.config, self.seed, self.resume = config, seed, resume
+        self._given_seed = seed
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         keep_freed_memory()
@@ -194,6 +195,13 @@ class Runtime:
     def seeds(self, name: str, step: int, indices: Iterable[int]) -> list[int]:
         """Return one integer for each global index, keyed like ``stream``."""
         return streams.keys(self.seed, name, step, indices)
+
+    def key_by(self, seed: int) -> None:
+        """Key every stream by ``seed`` as well; another call takes this one's place.
+
+        For loops whose config has a seed, so that it counts whatever runtime they are given.
+        """
+        self.seed = streams.key(self._given_seed, f"config/{seed}")
 
     # -- the training step -------------------------------------------------------------------
 
@@ -355,8 +363,8 @@ class Runtime:
     def _seconds(self) -> float:
         return time.perf_counter() - self._start
 
-    def figure(self, name: str, figure: Figure) -> None:
-        """Show a matplotlib figure in the report."""
+    def figure(self, name: str, figure: Figure | Path) -> None:
+        """Show a matplotlib figure in the report, or a picture from a file, such as a GIF."""
         if self._artifacts is not None:
             self._artifacts.figure(name, figure)
 
@@ -395,6 +403,7 @@ class Runtime:
         """
         stage = object.__new__(Runtime)
         stage.config, stage.seed = self.config, streams.key(self.seed, f"stage/{name}")
+        stage._given_seed = stage.seed
         stage.resume, stage.backend = self.resume, self.backend
         stage._claim, stage._title = self._claim, name
         folder = None if self.output is None else self.output / "stages" / name

@@ -268,3 +268,18 @@ def test_shares_are_contiguous_and_even(world: int, count: int) -> None:
         shares.append(run.share(count))
     assert [i for share in shares for i in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_seed_that_keys_the_streams_counts_and_replaces_the_one_before() -> None:
+    def draw(run: Runtime) -> float:
+        return float(torch.rand((), generator=run.stream("noise")))
+
+    run = Runtime(seed=3)
+    plain = draw(run)
+    run.key_by(0)
+    first = draw(run)
+    run.key_by(1)
+    second = draw(run)
+    run.key_by(0)
+    assert len({plain, first, second}) == 3
+    assert draw(run) == first
