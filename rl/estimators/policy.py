@@ -6,8 +6,9 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["clipped_surrogate", "entropy"]
+__all__ = ["clipped_surrogate", "entropy", "squashed_gaussian_log_prob"]
 
 
 def clipped_surrogate(
@@ -68,3 +69,48 @@ def entropy(logits: Tensor) -> Tensor:
     # Filled before the product: 0 * -inf is NaN, and so would be its gradient.
     finite = log_probs.masked_fill(log_probs == -torch.inf, 0.0)
     return -(log_probs.exp() * finite).sum(-1)
+
+
+def squashed_gaussian_log_prob(pre_tanh: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    r"""Log-density of tanh(u), u Gaussian (SAC, Haarnoja et al. 2018, arXiv:1801.01290, eq. 21).
+
+        log pi(tanh u) = \sum_i log N(u_i; mean_i, exp(log_std_i)^2) - log(1 - tanh(u_i)^2)
+        log(1 - tanh(u)^2) = log 4 + log sigmoid(2 u) + log sigmoid(-2 u)
+
+    The second line is exact also where tanh(u) rounds to 1 or -1; so take u as it was drawn, not
+    from an action. Where the action is then scaled, subtract the logarithm of the scale for each
+    component.
+
+    Args:
+        pre_tanh: ``(..., D)``, u.
+        mean: ``(..., D)`` of u.
+        log_std: ``(..., D)``, logarithm of the standard deviation of u. Leading axes broadcast.
+
+    Returns:
+        ``(...,)`` nats, summed over the last axis.
+
+    >>> zero = torch.zeros(2)  # twice -log(2 pi) / 2
+    >>> squashed_gaussian_log_prob(zero, zero, zero)
+    tensor(-1.8379)
+    """
+    _check_components(pre_tanh, mean, log_std)
+    standardized = (pre_tanh - mean) * (-log_std).exp()
+    log_density = -standardized.square() / 2 - log_std - math.log(2 * math.pi) / 2
+    # Not 2 (log 2 - u - softplus(-2 u)): torch's softplus drops the last digits beyond 20.
+    log_slope = math.log(4) + F.logsigmoid(2 * pre_tanh) + F.logsigmoid(-2 * pre_tanh)
+    return (log_density - log_slope).sum(-1)
+
+
+def _check_components(pre_tanh: Tensor, mean: Tensor, log_std: Tensor) -> None:
+    shapes = [x.shape for x in (pre_tanh, mean, log_std)]
+    try:
+        torch.broadcast_shapes(*shapes)
+        fit = all(shapes) and len({shape[-1] for shape in shapes}) == 1
+    except RuntimeError:
+        fit = False
+    if not fit:
+        given = ", ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(
+            f"got pre_tanh, mean and log_std of shapes {given}: the last axis holds the components "
+            "of the action, in all three the same number, and the axes before it must broadcast"
+        )

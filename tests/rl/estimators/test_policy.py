@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from scipy import integrate
+from torch import Tensor, distributions
 
-from rl.estimators import clipped_surrogate, entropy
+from rl.estimators import clipped_surrogate, entropy, squashed_gaussian_log_prob
 
 
 def gradient(log_probs: Tensor, old: Tensor, advantages: Tensor) -> Tensor:
@@ -133,3 +134,78 @@ def test_entropy_of_a_certain_choice_is_0_also_when_others_underflow() -> None:
 def test_entropy_gradient_agrees_with_finite_differences() -> None:
     logits = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     assert torch.autograd.gradcheck(entropy, logits.requires_grad_())
+
+
+# --- squashed Gaussian ------------------------------------------------------------------------
+
+
+def test_squashed_log_prob_of_hand_worked_actions() -> None:
+    # u = (0, 1), mean (0, 1), std (1, 2): -log(2 pi) - log 2, less log(1 - tanh(1)^2)
+    u = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    std = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    expected = -math.log(2 * math.pi) - math.log(2) - math.log(1 - math.tanh(1) ** 2)
+    assert squashed_gaussian_log_prob(u, u, std.log()).item() == pytest.approx(expected, rel=1e-15)
+
+
+@given(seed=st.integers(0, 2**16))
+def test_squashed_log_prob_agrees_with_the_transformed_distribution(seed: int) -> None:
+    u, mean, log_std = torch.randn(
+        3, 2, 4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    peer = distributions.TransformedDistribution(
+        distributions.Independent(distributions.Normal(mean, log_std.exp()), 1),
+        distributions.TanhTransform(cache_size=1),
+    )
+    # TanhTransform's own derivative is short of digits beyond |u| = 10, which is not reached here.
+    action = peer.transforms[0](u)  # remembers u, so that no inverse is taken
+    actual = squashed_gaussian_log_prob(u, mean, log_std)
+    assert actual.shape == (2, 4)
+    torch.testing.assert_close(actual, peer.log_prob(action), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.3), (-2.0, 1.5)])
+def test_squashed_density_integrates_to_1(mean: float, std: float) -> None:
+    def density(action: float) -> float:
+        u = torch.tensor([math.atanh(action)], dtype=torch.float64)
+        log_std = torch.full_like(u, std).log()
+        return squashed_gaussian_log_prob(u, torch.full_like(u, mean), log_std).exp().item()
+
+    total, error = integrate.quad(density, -1, 1, limit=200)
+    assert error < 1e-6
+    assert total == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [5.0, 11.0, 20.0, 100.0, 1e4])
+def test_squashed_log_prob_is_exact_and_even_far_out(size: float, dtype: torch.dtype) -> None:
+    # log(1 - tanh(u)^2) = log 4 - 2 |u| - 2 log1p(exp(-2 |u|)); u at its mean, std 1
+    slope = math.log(4) - 2 * size - 2 * math.log1p(math.exp(-2 * size))
+    expected = torch.tensor([-math.log(2 * math.pi) / 2 - slope] * 2, dtype=dtype)
+    u = torch.tensor([[size], [-size]], dtype=dtype).requires_grad_()
+    log_probs = squashed_gaussian_log_prob(u, u.detach(), torch.zeros(1, dtype=dtype))
+    torch.testing.assert_close(log_probs, expected, rtol=2 * torch.finfo(dtype).eps, atol=0)
+    log_probs.sum().backward()
+    # At the mean the Gaussian is flat, and d/du -log(1 - tanh(u)^2) = 2 tanh(u).
+    limit = torch.tensor([[2 * math.tanh(size)], [-2 * math.tanh(size)]], dtype=dtype)
+    torch.testing.assert_close(u.grad, limit, rtol=2 * torch.finfo(dtype).eps, atol=0)
+
+
+def test_squashed_gradient_agrees_with_finite_differences() -> None:
+    g = torch.Generator().manual_seed(1)
+    u, mean, log_std = torch.randn(3, 2, 3, generator=g, dtype=torch.float64)
+    inputs = tuple(x.clone().requires_grad_() for x in (u, mean, log_std[0]))
+    assert torch.autograd.gradcheck(squashed_gaussian_log_prob, inputs)
+    assert torch.autograd.gradgradcheck(squashed_gaussian_log_prob, inputs)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [((4, 2), (4, 3), (4, 3)), ((4, 2), (4, 2), (4, 1)), ((4, 2), (3, 2), (2,)), ((),) * 3],
+)
+def test_squashed_log_prob_refuses_components_that_do_not_fit(
+    shapes: tuple[tuple[int, ...], ...],
+) -> None:
+    u, mean, log_std = (torch.zeros(shape) for shape in shapes)
+    with pytest.raises(ValueError, match="last axis holds the components") as refused:
+        squashed_gaussian_log_prob(u, mean, log_std)
+    assert ", ".join(map(str, shapes)) in str(refused.value)
