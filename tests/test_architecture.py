@@ -32,15 +32,36 @@ ARROWS = {
 }
 # Mathematics needs nothing but torch (and a kernel, inside functions, triton).
 TORCH_ALONE = ("rl.estimators", "posttrain.objectives", "generative.attention")
+# What steps environments; every other module takes what these return.
+RL_ENVIRONMENTS = (
+    "rl.classic_control",
+    "rl.envs",
+    "rl.evaluation",
+    "rl.gymnasium_vector",
+    "rl.linear_tasks",
+    "rl.listed_envs",
+    "rl.spaces",
+    "rl.tabular_env",
+    "rl.tabular_tasks",
+    "rl.tabular_worlds",
+)
 # Packages that take long to load, and the modules whose work they are.
 HEAVY = {
     "accelerate": ("launch.backends",),
     "datasets": (),
     "deepspeed": (),
-    "gymnasium": (),
+    "gymnasium": RL_ENVIRONMENTS,
     "math_verify": (),
     "matplotlib": ("launch.curves",),
-    "numba": ("posttrain.rollout.compiled_kernels",),
+    "numba": (
+        "posttrain.rollout.compiled_kernels",
+        "rl.classic_kernels",
+        "rl.fused_kernels",
+        "rl.sum_tree",
+        "rl.sweeps",
+        "rl.tabular_fast",
+        "rl.tabular_updates",
+    ),
     "reasoning_gym": (),
     "scipy": (),
     "sklearn": (),
