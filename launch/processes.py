@@ -6,6 +6,7 @@ variables that torchrun sets, so ``accelerate launch -m launch run ...`` gives t
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import logging
@@ -28,6 +29,7 @@ __all__ = [
     "die_with_parent",
     "is_worker",
     "launched_processes",
+    "leave",
     "leave_error",
     "start",
 ]
@@ -120,6 +122,23 @@ def leave_error(message: str, *, usage: bool) -> bool:
     except OSError:  # the parent is gone
         return False
     return True
+
+
+def leave(code: int) -> None:
+    """End a worker with this exit code; in a process that is not a worker, do nothing.
+
+    accelerate and DDP keep the process groups alive beyond ``destroy_process_group``, and with them
+    gloo's threads. One that wants the interpreter's lock while the interpreter is taken down ends
+    the process with "terminate called without an active exception", though all work was done. So a
+    worker runs its exit functions, and leaves without taking the interpreter down.
+    """
+    if not is_worker():
+        return
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the reader is gone, or the stream is
+            stream.flush()
+    os._exit(code)
 
 
 def check_devices(count: int) -> None:

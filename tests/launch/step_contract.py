@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from launch.batch import TensorBatch, shaped
+from launch.processes import leave
 from launch.runtime import Runtime, RuntimeConfig
 
 ROWS, STEPS, LENGTH = 14, 6, 12
@@ -84,3 +85,4 @@ def main(path: str, rows: int, held: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    leave(0)

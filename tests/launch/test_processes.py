@@ -67,6 +67,42 @@ def test_an_error_is_left_for_the_parent_if_there_is_one(
     assert not leave_error("x", usage=True)
 
 
+LEAVING = """
+import atexit
+import sys
+
+from launch.processes import leave
+
+
+class Interpreter:
+    def __del__(self, say=sys.stdout.write):
+        say("taken down\\n")
+
+
+interpreter = Interpreter()
+atexit.register(print, "exit function")
+leave(3)
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "said"),
+    [(WORKER, 3, "exit function\n"), ({}, 0, "went on\nexit function\ntaken down\n")],
+)
+def test_a_worker_leaves_without_taking_the_interpreter_down(
+    environment: dict[str, str], code: int, said: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, said, "")
+
+
 @dataclass
 class Failure:
     exitcode: int
