@@ -96,6 +96,9 @@ class TensorBatch:
         """Yield parts of at most ``size`` units, in order; nothing for an empty batch."""
         if size < 1:
             raise ValueError(f"got a micro-batch of {size} rows: it needs at least one")
+        if 0 < len(self) <= size:
+            yield self
+            return
         for start in range(0, len(self), size):
             yield self.rows(start, start + size)
 

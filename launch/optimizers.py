@@ -23,8 +23,13 @@ class OptimizerConfig(Protocol):
 
 
 def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into matrices, which decay, and vectors (biases, norms), which do not."""
+    """Split parameters into matrices, which decay, and vectors (biases, norms), which do not.
+
+    Where nothing decays they stay together: every group costs an update a launch of its own.
+    """
     trained = [p for p in parameters if p.requires_grad]
+    if weight_decay == 0:
+        return [{"params": trained, "weight_decay": 0.0}] if trained else []
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},

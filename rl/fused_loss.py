@@ -54,8 +54,9 @@ def fused_loss(
     network: ActorCritic, weights: Weights, rollout: Rollout, rows: Steps
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what ``rl.ppo`` makes of rows: the summed loss, its three parts, log-ratios."""
+    actors, critics = _parameters(network.actor), _parameters(network.critic)
     return _FusedLoss.apply(  # type: ignore[no-untyped-call]  # torch's
-        weights, rollout, rows, len(network.actor.body) // 2 + 1, *network.parameters()
+        weights, rollout, rows, len(actors) // 2, *actors, *critics
     )
 
 
@@ -132,6 +133,11 @@ def _backward(slopes: Tensor, inputs: list[Tensor], weights: Sequence[Tensor]) -
         if number:
             slopes = torch.ops.aten.tanh_backward(slopes @ weights[number], x)
     return found[::-1]
+
+
+def _parameters(trunk: Network) -> list[Tensor]:
+    """Return weight and bias of each layer; ``trunk.parameters()`` takes 60 us to find them."""
+    return [p for layer in [*trunk.body, trunk.head][::2] for p in (layer.weight, layer.bias)]
 
 
 def _is_plain(trunk: Network) -> bool:

@@ -45,6 +45,12 @@ def test_adamw_decays_matrices_alone(model: Tied) -> None:
     assert len(decay) == len(list(model.parameters()))
 
 
+def test_where_nothing_decays_there_is_one_group(model: Tied) -> None:
+    (group,) = AdamW().build(model).param_groups
+    assert len(group["params"]) == len(list(model.parameters()))
+    assert group["weight_decay"] == 0.0
+
+
 def test_muon_takes_hidden_matrices_alone(model: Tied) -> None:
     optimizer = MuonAdamW().build(model)
     assert isinstance(optimizer, Joined)

@@ -1,4 +1,6 @@
+import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -73,6 +75,24 @@ def test_micro_batches_do_not_change_the_gradient_or_the_norm(rows: int) -> None
     assert run.loss.item() == 220.0
     assert weight.item() == pytest.approx(2.0 - 11.0)
     assert weight.grad is None
+
+
+@pytest.mark.parametrize("max_norm", [None, 1e-3, 1e3])
+def test_clipping_is_torchs(max_norm: float | None) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    twin = copy.deepcopy(model)
+    unused = nn.Parameter(torch.ones(2))  # without a gradient
+    x = torch.randn(5, 3)
+    run = Runtime()
+    run.backward(model(x).square().sum())
+    norm = run.step(torch.optim.SGD([*model.parameters(), unused], lr=0.1), max_norm=max_norm)
+    twin(x).square().sum().backward()
+    limit = math.inf if max_norm is None else max_norm
+    assert torch.equal(norm, nn.utils.clip_grad_norm_(twin.parameters(), limit))
+    torch.optim.SGD(twin.parameters(), lr=0.1).step()
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
+    assert torch.equal(unused, torch.ones(2))
 
 
 def test_micro_batches_of_an_empty_batch_are_one_empty_batch() -> None:
