@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 import torch
@@ -202,8 +205,7 @@ class ReasoningGym:
         return ask(text, answer, system=self.system, form=self.form, metadata=metadata)
 
     def _items(self, seed: int, size: int) -> Any:  # noqa: ANN401 - a ProceduralDataset
-        import reasoning_gym
-
+        reasoning_gym = _import()
         options = dict(self.options)
         for name in ("seed", "size"):
             if name in options:
@@ -222,6 +224,26 @@ class ReasoningGym:
                     ) from error
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UsageError(f"{self.name} refuses its options ({reason})") from error
+
+
+def _import() -> ModuleType:
+    """Import reasoning-gym without pyplot, which takes a second and which two of its games draw by.
+
+    They have it from cellpylib, whose place is held by a module that imports it when it is asked.
+    """
+    if "cellpylib" not in sys.modules:
+        place = ModuleType("cellpylib")
+        place.__getattr__ = _of_cellpylib  # type: ignore[method-assign]  # PEP 562
+        sys.modules["cellpylib"] = place
+    import reasoning_gym
+
+    if sys.modules["cellpylib"].__spec__ is None:
+        del sys.modules["cellpylib"]  # whoever imports it from now on gets the real one
+    return reasoning_gym
+
+
+def _of_cellpylib(name: str) -> object:
+    return getattr(importlib.import_module("cellpylib"), name)
 
 
 def _read(prompt: Prompt) -> str:

@@ -1,5 +1,7 @@
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -135,3 +137,26 @@ def test_gym_names_are_those_that_are_registered_but_for_the_mixture_of_others()
 
     assert set(DATASETS) - gym_names() == {"composite"}
     assert gym_names() <= set(DATASETS)
+
+
+IMPORTS = """
+import sys
+from posttrain.data.tasks.reasoning_gym import ReasoningGym
+
+ReasoningGym(name="chain_sum").train()[0]
+print("matplotlib.pyplot" in sys.modules, "cellpylib" in sys.modules)
+life = ReasoningGym(name="game_of_life", size=2, heldout_size=1).heldout()[0].answer.item
+import cellpylib
+import reasoning_gym
+
+index, seed = life["metadata"]["source_index"], ReasoningGym(name="game_of_life").heldout_seed
+print(reasoning_gym.create_dataset("game_of_life", seed=seed, size=9)[index] == life)
+print(cellpylib.__spec__ is not None)
+"""
+
+
+def test_pyplot_is_imported_for_the_games_alone_that_draw_by_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False", "True", "True"]
