@@ -148,7 +148,7 @@ def _update(cfg: PPOConfig, learner: Learner, rollout: Rollout, step: int) -> di
         "loss/policy": Mean(policy_loss, seen),
         "loss/value": Mean(value_loss, seen),
         "entropy": Mean(entropy, seen),
-        "kl": Mean(_kl(log_ratios).sum(), seen),
+        "kl/old": Mean(_kl(log_ratios).sum(), seen),
         "clip_fraction": Mean(clipped.sum(), seen),
         "explained_variance": explained_variance(steps.take(rollout.rows), run),
         "grad_norm": norms / max(1, updates),

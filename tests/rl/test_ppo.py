@@ -215,10 +215,10 @@ def test_ratio_is_1_in_the_first_update_of_every_rollout(
     )
     train(cfg, Runtime())
     assert len(found) == 4
-    assert all(abs(record["kl"]) < 1e-9 and record["clip_fraction"] == 0 for record in found)
+    assert all(abs(record["kl/old"]) < 1e-9 and record["clip_fraction"] == 0 for record in found)
     # A second pass finds the policy moved.
     train(replace(cfg, epochs=2), Runtime())
-    assert all(record["kl"] > 1e-6 and record["updates"] == 2 for record in found[4:])
+    assert all(record["kl/old"] > 1e-6 and record["updates"] == 2 for record in found[4:])
 
 
 def test_passes_end_once_the_policy_has_moved_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
