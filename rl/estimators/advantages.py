@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rl.estimators.scaling import binary_scale
+from rl.estimators.segments import accumulate, steps, weighted
 
 __all__ = ["generalized_advantages", "group_relative_advantages", "leave_one_out_advantages"]
 
@@ -88,6 +89,7 @@ def generalized_advantages(
 
     A terminal state is ``discount = 0``. The last step of a segment, terminal or merely
     truncated, is ``trace = 0``; so a truncated episode still bootstraps from ``next_values``.
+    What a discount or a trace of 0 cuts off counts for nothing, not even NaN.
 
     Args:
         rewards: ``(..., T)``, float.
@@ -103,14 +105,11 @@ def generalized_advantages(
     >>> generalized_advantages(one, zero, zero, half, half)
     tensor([1.3125, 1.2500, 1.0000])
     """
-    deltas = (rewards + discounts * next_values - values).detach()
-    decays = (discounts * traces).detach()
-    advantages = torch.empty_like(deltas)
-    carry = torch.zeros_like(deltas[..., :1]).sum(-1)
-    for t in reversed(range(deltas.shape[-1])):
-        carry = deltas[..., t] + decays[..., t] * carry
-        advantages[..., t] = carry
-    return advantages
+    rewards, values, next_values, discounts, traces = steps(
+        rewards=rewards, values=values, next_values=next_values, discounts=discounts, traces=traces
+    )
+    deltas = rewards + weighted(discounts, next_values) - values
+    return accumulate(deltas, discounts * traces)
 
 
 def _offsets(rewards: Tensor, *, least: int) -> tuple[Tensor, Tensor]:

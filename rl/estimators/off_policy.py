@@ -88,10 +88,10 @@ def vtrace(
     )
     traces = ended(traces)
     rho, c = ratios.clamp(max=clip_rho), ratios.clamp(max=clip_c)
-    deltas = rho * (rewards + weighted(discounts, next_values) - values)
+    deltas = weighted(rho, rewards + weighted(discounts, next_values) - values)
     targets = values + accumulate(deltas, weighted(discounts * traces, c))
     ahead = weighted(traces, following(targets)) + weighted(1 - traces, next_values)
-    advantages = rho * (rewards + weighted(discounts, ahead) - values)
+    advantages = weighted(rho, rewards + weighted(discounts, ahead) - values)
     return VTrace(targets, advantages)
 
 

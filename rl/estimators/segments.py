@@ -80,10 +80,10 @@ def accumulate(increments: Tensor, decays: Tensor) -> Tensor:
     >>> accumulate(torch.ones(3), torch.full((3,), 0.5))
     tensor([1.7500, 1.5000, 1.0000])
     """
+    if increments.shape[-1] == 0:
+        return increments.clone()
+    columns = (x.unbind(-1) for x in (increments, decays, decays == 0))
     x: list[Tensor] = []
-    carry = torch.zeros_like(increments[..., :1]).sum(-1)
-    each = (y.unbind(-1) for y in (increments, decays, decays == 0))
-    for increment, decay, cut in reversed(list(zip(*each, strict=True))):
-        carry = torch.where(cut, increment, increment + decay * carry)
-        x.append(carry)
-    return torch.stack(x[::-1], -1) if x else torch.empty_like(increments)
+    for increment, decay, ends in reversed(list(zip(*columns, strict=True))):
+        x.append(increment + torch.where(ends, 0.0, decay * x[-1]) if x else increment)
+    return torch.stack(x[::-1], -1)

@@ -265,3 +265,41 @@ def test_generalized_advantages_of_no_steps_and_of_doubles() -> None:
     one = torch.ones(1, dtype=torch.float64)
     assert generalized_advantages(one, one, one, one, one).dtype == torch.float64
     assert math.isclose(generalized_advantages(one, one, one, one, one).item(), 1.0)
+
+
+def test_generalized_advantages_of_hand_worked_segment_with_a_truncation_inside() -> None:
+    # steps: goes on, truncated, terminal, cut off by the end; gamma = lambda = 1/2, V = 2, 4, 2, 4
+    # delta = 1 + 4/2 - 2, 2 + 8/2 - 4, 4 - 2, 8 + 16/2 - 4;  A_0 = 1 + 2/4
+    rewards, values = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([2.0, 4.0, 2.0, 4.0])
+    next_values = torch.tensor([4.0, 8.0, math.nan, 16.0])
+    discounts, traces = torch.tensor([0.5, 0.5, 0.0, 0.5]), torch.tensor([0.5, 0.0, 0.5, 0.5])
+    advantages = generalized_advantages(rewards, values, next_values, discounts, traces)
+    equal(advantages, torch.tensor([1.5, 2.0, 2.0, 12.0]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_advantages_before_a_cut_do_not_see_what_follows_it(bad: float) -> None:
+    one, half = torch.ones(3), torch.full((3,), 0.5)
+    after = torch.tensor([1.0, 1.0, bad])
+    # a truncation: delta = 1 + .5 - 1;  A_0 = .5 + .25 * .5
+    cut = torch.tensor([0.5, 0.0, 0.5])
+    advantages = generalized_advantages(after, after, one, half, cut)
+    equal(advantages[:2], torch.tensor([0.625, 0.5]))
+    # a terminal state, whose value is anything: delta_1 = 1 - 1
+    next_values = torch.tensor([1.0, bad, 1.0])
+    discounts = torch.tensor([0.5, 0.0, 0.5])
+    advantages = generalized_advantages(after, after, next_values, discounts, half)
+    equal(advantages[:2], torch.tensor([0.5, 0.0]))
+    # the last step, whose trace is anything: A_0 = .5 + .25 * .5
+    last = torch.tensor([0.5, bad])
+    equal(generalized_advantages(*[one[:2]] * 3, half[:2], last), torch.tensor([0.625, 0.5]))
+
+
+@pytest.mark.parametrize("place", range(1, 5))
+def test_generalized_advantages_broadcast_nothing(place: int) -> None:
+    steps = [torch.ones(2, 3) for _ in range(5)]
+    steps[place] = torch.ones(2, 1)
+    with pytest.raises(ValueError, match=r"of shape \(2, 1\) for rewards of shape \(2, 3\)"):
+        generalized_advantages(*steps)
+    with pytest.raises(ValueError, match="last axis is time"):
+        generalized_advantages(*[torch.tensor(1.0)] * 5)

@@ -189,6 +189,40 @@ def test_vtrace_is_the_sum_and_the_recursion_of_the_paper(
         assert advantages[0, 0, t].item() == pytest.approx(advantage, rel=1e-12, abs=1e-12)
 
 
+@given(seed=seeds, clip_rho=st.sampled_from([0.5, 1.0, INF]), clip_c=st.sampled_from([0.5, INF]))
+def test_vtrace_is_its_recursion_whatever_the_values_of_the_states_reached(
+    seed: int, clip_rho: float, clip_c: float
+) -> None:
+    # v_t - V_t = delta_t + discount_t trace_t c_t (v_{t+1} - V_{t+1}); a truncated step's
+    # next_values are not the next step's values, and nothing comes to it from there
+    steps = take(episodes(seed), *STEPS, "ratios")
+    r, values, next_values, discounts, traces, ratios = (x[0, 0].tolist() for x in steps)
+    expected, correction, ahead = [0.0] * 6, 0.0, next_values[5]
+    gains = [0.0] * 6
+    for t in reversed(range(6)):
+        rho, c = min(clip_rho, ratios[t]), min(clip_c, ratios[t])
+        trace = traces[t] if t < 5 else 0.0
+        gains[t] = rho * (
+            r[t] + discounts[t] * (trace * ahead + (1 - trace) * next_values[t]) - values[t]
+        )
+        delta = rho * (r[t] + discounts[t] * next_values[t] - values[t])
+        correction = delta + discounts[t] * trace * c * correction
+        expected[t] = ahead = values[t] + correction
+    targets, advantages = vtrace(*steps, clip_rho=clip_rho, clip_c=clip_c)
+    assert targets[0, 0].tolist() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert advantages[0, 0].tolist() == pytest.approx(gains, rel=1e-12, abs=1e-12)
+
+
+def test_vtrace_of_hand_worked_segments_cut_in_two_places() -> None:
+    # two segments of 2 and a last step; V' = 8 after a truncation, where the next V is 2
+    # delta = 1 + 2/2 - 2, 1 + 8/2 - 2;  v_1 = 2 + 3, v_0 = 2 + 0 + .5 * 3;  A_0 = 1 + 5/2 - 2
+    one, two = torch.ones(5), torch.full((5,), 2.0)
+    next_values, traces = torch.tensor([2.0, 8, 2, 8, 4]), torch.tensor([1.0, 0, 1, 0, 1])
+    v = vtrace(one, two, next_values, one / 2, traces, one)
+    equal(v.targets, torch.tensor([3.5, 5.0, 3.5, 5.0, 3.0]))
+    equal(v.advantages, torch.tensor([1.5, 3.0, 1.5, 3.0, 1.0]))
+
+
 @given(seed=seeds)
 def test_action_value_returns_are_the_sums_of_their_corrections(seed: int) -> None:
     # Munos et al., eq. 3: Q + sum_k (prod_{t < i <= k} discount_{i-1} trace_{i-1} c_i) delta_k
@@ -364,6 +398,14 @@ def test_what_is_cut_off_counts_for_nothing(
     x["next_values"][..., 2] = bad
     seen = slice(3) if forwards else slice(3, None)
     equal(estimate(x)[..., seen], clean[..., seen])
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_step_of_ratio_0_teaches_nothing_of_itself(bad: float) -> None:
+    one, next_values = torch.ones(2), torch.tensor([bad, 1.0])
+    v = vtrace(one, 2 * one, next_values, one / 2, one, torch.tensor([0.0, 1.0]))
+    equal(v.targets, torch.tensor([2.0, 1.5]))  # delta = 0, 1 + 1/2 - 2; c_0 = 0
+    equal(v.advantages, torch.tensor([0.0, -0.5]))
 
 
 def test_infinite_ratio_at_a_limit_of_infinity_stays_where_it_is() -> None:
