@@ -12,7 +12,6 @@ whatever was reset since.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -22,6 +21,7 @@ from gymnasium import vector
 from launch.errors import UsageError
 from rl.gymnasium_vector import GymnasiumVectorEnvs
 from rl.listed_envs import ListedEnvs
+from rl.registered_envs import make_registered
 from rl.spaces import Observations, check_actions
 from rl.vector_env import EnvStep, VectorEnv, episode_seed
 
@@ -41,7 +41,6 @@ __all__ = [
     "make_async_envs",
     "make_env",
     "make_envs",
-    "missing_extra",
 ]
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
@@ -58,9 +57,6 @@ class Model(Protocol):
 
 EnvSource: TypeAlias = str | Callable[[], Env] | Model
 """An id that is registered with gymnasium, a function that makes an environment, or a model."""
-
-_EXTRAS = {"box2d": "box2d", "pygame": "render"}
-"""What gymnasium's message names, and monro's extra that installs it."""
 
 
 def make_envs(
@@ -150,7 +146,7 @@ def make_env(
         UsageError: See ``make_envs``.
     """
     if isinstance(env, str):
-        return _make_registered(env, max_episode_steps, render_mode)
+        return make_registered(env, max_episode_steps=max_episode_steps, render_mode=render_mode)
     if isinstance(env, Model):
         return env.to_env(max_episode_steps)
     if isinstance(env, gymnasium.Env):
@@ -204,30 +200,6 @@ class _Maker:
         return made
 
 
-def _make_registered(env: str, limit: int | None, render_mode: str | None) -> Env:
-    try:
-        with warnings.catch_warnings():  # make() first warns of versions that it then refuses
-            warnings.simplefilter("ignore")
-            if ":" not in env:  # else make() imports the module that registers it
-                gymnasium.spec(env)
-        # Not every environment takes a render_mode: it is passed where one is asked for.
-        drawn = {} if render_mode is None else {"render_mode": render_mode}
-        return gymnasium.make(env, max_episode_steps=limit, disable_env_checker=True, **drawn)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise UsageError(missing_extra(env, error)) from error
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise UsageError(f"no environment {env!r}: {_one_line(error)}") from error
-
-
-def missing_extra(env: str, error: Exception) -> str:
-    """Return what to say of a package that an environment needs and that is not installed."""
-    said = _one_line(error)
-    for package, extra in _EXTRAS.items():
-        if package in said.lower():
-            return f'{env} needs what is not installed: pip install "monro[{extra}]" ({said})'
-    return f"{env} needs what is not installed: {said}"
-
-
 def _adapt(
     envs: vector.VectorEnv[Any, Any, Any],
     count: int,
@@ -254,7 +226,3 @@ def _check_counts(count: int, first: int, limit: int | None) -> None:
         raise UsageError(f"first={first}: environments are numbered from 0")
     if limit is not None and limit < 1:
         raise UsageError(f"max_episode_steps={limit}: an episode has 1 step or more")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from launch.errors import UsageError
 from launch.streams import key
-from rl.envs import EnvSource, VectorEnv, env_name, make_env, make_envs, missing_extra
+from rl.envs import EnvSource, VectorEnv, env_name, make_env, make_envs
 from rl.listed_envs import ListedEnvs, time_limit
 from rl.policy_files import load_policy
+from rl.registered_envs import missing_extra
 from rl.scores import Curve, bootstrap_interval, iqm, plot_curves
 from rl.spaces import Observations, Space, alike
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from launch.errors import UsageError
 from rl.blackjack import blackjack_outcomes, blackjack_start
 from rl.mdp import TabularMDP
+from rl.registered_envs import make_registered
 
-__all__ = ["TabularEnv", "make_env", "model_of"]
+__all__ = ["TabularEnv", "gymnasium_env", "model_of"]
 
 
 class TabularEnv(gymnasium.Env[int, int]):  # type: ignore[misc]  # gymnasium is not followed
@@ -53,30 +54,32 @@ class TabularEnv(gymnasium.Env[int, int]):  # type: ignore[misc]  # gymnasium is
         return min(k, len(cumulative) - 1)
 
 
-def make_env(env: str | gymnasium.Env) -> gymnasium.Env:
-    """Make the environment of an id; an instance is returned as it is.
+def gymnasium_env(
+    env: str | gymnasium.Env, *, max_episode_steps: int | None = None
+) -> gymnasium.Env:
+    """Return the environment of an id; an instance is returned as it is.
+
+    Args:
+        env: An id or an instance.
+        max_episode_steps: Replaces the limit of an id. An instance keeps its own where that is
+            shorter.
 
     Raises:
         UsageError: Where there is none of this name and version; the message names one there is.
     """
+    if isinstance(env, str):
+        return make_registered(env, max_episode_steps=max_episode_steps)
     if isinstance(env, gymnasium.Env):
-        return env
-    if not isinstance(env, str):
-        raise TypeError(
-            f"got {type(env).__name__} for an environment: it is a gymnasium id such as "
-            "'FrozenLake-v1', a gymnasium environment or a TabularMDP"
-        )
-    try:
-        if ":" not in env:
-            gymnasium.spec(env)  # make() would first warn of versions that it then refuses
-        return gymnasium.make(env)
-    except gymnasium.error.Error as error:  # no such name or version, or a package is missing
-        raise UsageError(f"cannot make environment {env!r}: {error}") from error
+        return env if max_episode_steps is None else TimeLimit(env, max_episode_steps)
+    raise TypeError(
+        f"got {type(env).__name__} for an environment: it is a gymnasium id such as "
+        "'FrozenLake-v1', a gymnasium environment or a TabularMDP"
+    )
 
 
 def model_of(env: str | gymnasium.Env) -> TabularMDP:
     """Return the model that an environment carries; see ``TabularMDP.from_env``."""
-    made = make_env(env)
+    made = gymnasium_env(env)
     bare = made.unwrapped
     name = bare.spec.id if bare.spec else type(bare).__name__
     limit = _limit(made, name)

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from rl.mdp import TabularMDP
-from rl.tabular_env import make_env
+from rl.tabular_env import gymnasium_env
 from rl.tabular_updates import Floats, Ints
 
 __all__ = [
@@ -168,12 +168,7 @@ def open_env(env: Env, max_episode_steps: int | None) -> gymnasium.Env[Any, Any]
         raise ValueError(f"max_episode_steps={max_episode_steps}: an episode has at least 1 step")
     if isinstance(env, TabularMDP):
         return env.to_env(max_episode_steps)
-    made = make_env(env)
-    if max_episode_steps is None:
-        return made
-    if isinstance(env, str):
-        return gymnasium.make(env, max_episode_steps=max_episode_steps)
-    return TimeLimit(made, max_episode_steps)
+    return gymnasium_env(env, max_episode_steps=max_episode_steps)
 
 
 def time_limit(env: gymnasium.Env[Any, Any]) -> int | None:

@@ -40,6 +40,7 @@ RL_ENVIRONMENTS = (
     "rl.gymnasium_vector",
     "rl.linear_tasks",
     "rl.listed_envs",
+    "rl.registered_envs",
     "rl.spaces",
     "rl.tabular_env",
     "rl.tabular_tasks",

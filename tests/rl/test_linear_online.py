@@ -373,7 +373,7 @@ def both(row: Floats) -> Floats:
             "actions of Corridor are Box.* not Discrete",
         ),
         ({"env": Corridor(spaces.Dict(a=BOX), [{}, {}])}, "observations of Corridor are Dict"),
-        ({"env": "NoSuchCar-v0"}, "cannot make environment 'NoSuchCar-v0'"),
+        ({"env": "NoSuchCar-v0"}, "no environment 'NoSuchCar-v0'"),
         ({"max_episode_steps": 0}, "max_episode_steps=0"),
     ],
 )

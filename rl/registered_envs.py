@@ -1,0 +1,58 @@
+"""Environments that are registered with gymnasium, made by their ids."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import gymnasium
+
+from launch.errors import UsageError
+
+__all__ = ["make_registered", "missing_extra"]
+
+_EXTRAS = {"box2d": "box2d", "pygame": "render"}
+"""What gymnasium's message names, and monro's extra that installs it."""
+
+
+def make_registered(
+    env: str, *, max_episode_steps: int | None = None, render_mode: str | None = None
+) -> gymnasium.Env[Any, Any]:
+    """Return the environment of an id.
+
+    Args:
+        env: Such as ``"CartPole-v1"``, or ``"module:Id-v0"``, where the module registers it.
+        max_episode_steps: In place of the registered limit.
+        render_mode: How it is drawn.
+
+    Raises:
+        UsageError: No such name or version, where the message names one there is; or a package
+            that it needs is not installed.
+    """
+    try:
+        with warnings.catch_warnings():  # make() first warns of versions that it then refuses
+            warnings.simplefilter("ignore")
+            if ":" not in env:  # else make() imports the module that registers it
+                gymnasium.spec(env)
+        # Not every environment takes a render_mode: it is passed where one is asked for.
+        drawn = {} if render_mode is None else {"render_mode": render_mode}
+        return gymnasium.make(
+            env, max_episode_steps=max_episode_steps, disable_env_checker=True, **drawn
+        )
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise UsageError(missing_extra(env, error)) from error
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise UsageError(f"no environment {env!r}: {_one_line(error)}") from error
+
+
+def missing_extra(env: str, error: Exception) -> str:
+    """Return what to say of a package that an environment needs and that is not installed."""
+    said = _one_line(error)
+    for package, extra in _EXTRAS.items():
+        if package in said.lower():
+            return f'{env} needs what is not installed: pip install "monro[{extra}]" ({said})'
+    return f"{env} needs what is not installed: {said}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
