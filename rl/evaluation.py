@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -167,26 +169,48 @@ def record_gif(
     Raises:
         UsageError: The environment does not render frames, or a package for it is missing.
     """
+    with _without_display():
+        frames = _frames(policy, env, seed, max_frames)
+    _write_gif(frames, Path(path), fps)
+
+
+@contextmanager
+def _without_display() -> Iterator[None]:
+    """Let pygame draw into memory: else it looks for a screen, and says on stderr what is amiss."""
+    driver = os.environ.get("SDL_VIDEODRIVER")
+    os.environ["SDL_VIDEODRIVER"] = driver or "dummy"
+    try:
+        yield
+    finally:
+        if driver is None:
+            del os.environ["SDL_VIDEODRIVER"]
+        else:
+            os.environ["SDL_VIDEODRIVER"] = driver
+
+
+def _frames(
+    policy: Policy, env: EnvSource | gymnasium.Env[Any, Any], seed: int, most: int
+) -> list[Any]:
+    """Return what ``record_gif`` writes."""
     if isinstance(env, gymnasium.Env):
         made = env
     else:
         made = make_env(env, render_mode="rgb_array" if isinstance(env, str) else None)
-    if made.render_mode != "rgb_array":
-        raise UsageError(
-            f"{env_name(env)} has render_mode={made.render_mode!r}: frames need "
-            'render_mode="rgb_array", so make the environment with it'
-        )
     try:
-        frames = _frames(policy, made, key(seed, "evaluate"), max_frames)
+        if made.render_mode != "rgb_array":
+            raise UsageError(
+                f"{env_name(env)} has render_mode={made.render_mode!r}: frames need "
+                'render_mode="rgb_array", so make the environment with it'
+            )
+        return _play(policy, made, key(seed, "evaluate"), most)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UsageError(missing_extra(f"rendering {env_name(env)}", error)) from error
     finally:
         if made is not env:
             made.close()
-    _write_gif(frames, Path(path), fps)
 
 
-def _frames(policy: Policy, env: gymnasium.Env[Any, Any], seed: int, most: int) -> list[Any]:
+def _play(policy: Policy, env: gymnasium.Env[Any, Any], seed: int, most: int) -> list[Any]:
     envs = ListedEnvs([env], seed=seed, quota=1)
     _check_spaces(policy, envs.observation_space, envs.action_space)
     act = _actor(policy)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -222,3 +224,45 @@ def test_missing_package_for_rendering_names_the_extra(
     with pytest.raises(UsageError, match=r'rendering CartPole-v1 .*"monro\[render\]"'):
         record_gif(Left(), "CartPole-v1", tmp_path / "a.gif")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("driver", [None, "offscreen"])
+def test_frames_are_drawn_without_a_display_and_the_environment_stays(
+    driver: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
+    if driver is not None:
+        monkeypatch.setenv("SDL_VIDEODRIVER", driver)
+    seen = []
+
+    class Seeing(Dice):
+        def render(self) -> NDArray[np.uint8]:  # type: ignore[override]  # gymnasium is untyped
+            seen.append(os.environ["SDL_VIDEODRIVER"])
+            return super().render()  # type: ignore[no-any-return]
+
+    record_gif(Sum(), lambda: Seeing(render_mode="rgb_array"), tmp_path / "a.gif")
+    assert set(seen) == {driver or "dummy"}
+    assert os.environ.get("SDL_VIDEODRIVER") == driver
+
+
+def test_drawing_says_nothing_on_stderr(tmp_path: Path) -> None:
+    code = (
+        "import numpy as np, sys\n"
+        "from rl.evaluation import record_gif\n"
+        "class Left:\n"
+        "    def act(self, observations, deterministic=True):\n"
+        "        return np.zeros(len(observations), np.int64)\n"
+        "record_gif(Left(), 'CartPole-v1', sys.argv[1])\n"
+    )
+    bare = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "SDL_", "DISPLAY"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.gif")],
+        env=bare,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert picture.size == (600, 400)
+        assert picture.n_frames > 5

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from launch.errors import UsageError
 from launch.recipe import recipes as installed
+from launch.report import write_report
 from launch.runtime import Runtime
 from rl import recipes
 from rl.agent import AgentConfig
@@ -101,3 +107,48 @@ def test_a_run_of_another_recipe_is_not_resumed(tmp_path: Path) -> None:
 
 def test_several_seeds_need_no_run_folder() -> None:
     replace(small("ppo_cartpole"), seeds=2).run(Runtime())
+
+
+def test_report_shows_the_trained_policy_at_work(tmp_path: Path) -> None:
+    job = small("ppo_cartpole")
+    with Runtime(job.runtime, output=tmp_path / "run", seed=job.seed) as run:
+        job.run(run)
+    report = write_report(tmp_path / "run").read_text()
+    (found,) = re.findall(r"data:image/gif;base64,([^\"]+)", report)
+    gif = (tmp_path / "run" / "figures" / "the-best-policy-at-work.gif").read_bytes()
+    assert base64.b64decode(found) == gif
+    with Image.open(io.BytesIO(gif)) as picture:
+        assert picture.size == (600, 400)
+        assert picture.n_frames > 5
+    assert "No animation" not in report
+
+
+def test_run_without_the_extra_render_ends_well_and_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [name for name in sys.modules if name.split(".")[0] == "pygame"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    job = small("ppo_cartpole")
+    with Runtime(job.runtime, output=tmp_path / "run", seed=job.seed) as run:
+        job.run(run)
+    load_policy(tmp_path / "run" / "policy")
+    report = write_report(tmp_path / "run").read_text()
+    assert "No animation: rendering CartPole-v1 needs what is not installed" in report
+    assert "monro[render]" in report
+    assert "data:image/gif" not in report
+
+
+def test_environment_that_breaks_when_drawn_costs_the_animation_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gymnasium.envs.classic_control import CartPoleEnv
+
+    def render(self: CartPoleEnv) -> None:
+        raise ZeroDivisionError("no width")
+
+    monkeypatch.setattr(CartPoleEnv, "render", render)
+    job = small("ppo_cartpole")
+    with Runtime(job.runtime, output=tmp_path / "run", seed=job.seed) as run:
+        job.run(run)
+    assert "No animation: no width" in write_report(tmp_path / "run").read_text()
