@@ -1,7 +1,9 @@
 """Runs killed at any step and resumed equal runs never stopped, bit for bit."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,15 +14,22 @@ import pytest
 from safetensors.torch import load_file
 
 CLOCK = ("seconds", "speed/", "timeouts")
+EVERY_THIRD = ["--save_every", "3"]
+EVALUATED = ["--eval_every", "500", "--eval_episodes", "2"]
+STARTED_EARLY = ["--learning_starts", "300"]
 SHORT = {
-    "sft-mini": ["--steps", "12"],
-    "grpo-mini": ["--steps", "8", "--warm_up.training.steps", "40"],
+    "sft-mini": ["--steps", "12", *EVERY_THIRD],
+    "grpo-mini": ["--steps", "8", "--warm_up.training.steps", "40", *EVERY_THIRD],
+    # 8 records of 256 env steps, with a checkpoint after every third or second
+    "ppo-cartpole": ["--env_steps", "2048", "--save_every", "768", *EVALUATED],
+    "dqn-cartpole": ["--env_steps", "2048", "--save_every", "512", *EVALUATED, *STARTED_EARLY],
 }
+AGENTS = ["ppo-cartpole", "dqn-cartpole"]
 
 
 def command(recipe: str, output: Path, *more: str) -> list[str]:
     monro = [sys.executable, "-m", "launch", "run", recipe, "--output", str(output)]
-    return [*monro, *SHORT[recipe], "--save_every", "3", *more]
+    return [*monro, *SHORT[recipe], *more]
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
@@ -57,10 +66,16 @@ def wait_for_steps(output: Path, steps: int, process: subprocess.Popen[str]) -> 
 
 def assert_equal_runs(a: Path, b: Path) -> None:
     assert records(a) == records(b)
-    first, second = (load_file(x / "model" / "model.safetensors") for x in (a, b))
-    assert first.keys() == second.keys()
-    for name, weight in first.items():
-        assert weight.equal(second[name]), name
+    files = [x.relative_to(a) for x in a.glob("model/*.safetensors")]
+    files += [x.relative_to(a) for x in a.glob("policy/*.safetensors")]
+    last = max((a / "checkpoints").iterdir())
+    files += [x.relative_to(a) for x in last.rglob("*.safetensors")]
+    assert len(files) >= 2
+    for file in files:
+        first, second = (load_file(x / file) for x in (a, b))
+        assert first.keys() == second.keys()
+        for name, weight in first.items():
+            assert weight.equal(second[name]), (file, name)
 
 
 @pytest.fixture(scope="module", params=["sft-mini", "grpo-mini"])
@@ -122,3 +137,52 @@ def test_two_processes_killed_and_resumed_equal_two_never_stopped(
     for a, b in zip(records(tmp_path / "one"), records(tmp_path / "whole"), strict=True):
         assert a.keys() == b.keys()
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", AGENTS)
+def test_agent_killed_at_moments_drawn_at_random_equals_one_never_stopped(
+    recipe: str, tmp_path: Path
+) -> None:
+    draws = random.Random(recipe)
+    began = time.monotonic()
+    finish(command(recipe, tmp_path / "whole"))
+    took = time.monotonic() - began
+    for _ in range(2):  # also before there is a folder, or while the report is made
+        process = start(command(recipe, tmp_path / "cut", "--resume"))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=draws.uniform(0.3, 1.0) * took)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    finish(command(recipe, tmp_path / "cut", "--resume"))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.distributed
+def test_ppo_on_two_processes_gives_the_figures_of_one(tmp_path: Path) -> None:
+    finish(command("ppo-cartpole", tmp_path / "one"))
+    finish(command("ppo-cartpole", tmp_path / "two", "--processes", "2"))
+    one, two = records(tmp_path / "one"), records(tmp_path / "two")
+    assert len(one) == len(two) == 8
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        counted = ("env_steps", "updates", "episode/return", "episode/length", "eval/return")
+        for name in a.keys() & set(counted):
+            assert a[name] == pytest.approx(b[name], rel=1e-6), name
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_agent_on_two_processes_killed_and_resumed_equals_one_never_stopped(
+    tmp_path: Path,
+) -> None:
+    two = ("--processes", "2", "--envs", "2")
+    finish(command("dqn-cartpole", tmp_path / "whole", *two))
+    process = start(command("dqn-cartpole", tmp_path / "cut", *two))
+    wait_for_steps(tmp_path / "cut", 4, process)
+    process.kill()
+    process.communicate()
+    finish(command("dqn-cartpole", tmp_path / "cut", *two, "--resume"))
+    assert_equal_runs(tmp_path / "cut", tmp_path / "whole")
