@@ -166,7 +166,7 @@ def _unknown(error: UnknownKey, config: object, also: Sequence[str]) -> str:
         beside |= {name: name for name in also}
     word = _last(error.key)
     close = everywhere.get(word) or beside.get(nearest(word, beside) or "")
-    close = close or everywhere.get(nearest(word, everywhere) or "")
+    close = close or everywhere.get(nearest(word, everywhere, likeness=0.75) or "")
     if close is not None:
         return f"unknown key {error.key}; did you mean {close}?"
     there = f"the keys there are {', '.join(beside)}" if beside else "there are no keys there"

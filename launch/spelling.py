@@ -8,13 +8,13 @@ from collections.abc import Iterable
 __all__ = ["did_you_mean", "nearest"]
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """Return the name most like ``name``, or None if none is like it.
+def nearest(name: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
+    """Return the name most like ``name``, or None if none is as like as that, from 0 to 1.
 
     >>> nearest("clip_hihg", ["clip_low", "clip_high"])
     'clip_high'
     """
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=likeness)
     return close[0] if close else None
 
 
