@@ -70,6 +70,10 @@ JOBS: dict[str, tuple[AgentConfig, Any]] = {
     "ppo-masked": (ppo.PPOConfig(env=masked_walk, micro_batch=7, **SHARED, **PPO), ppo.train),
     "ppo-box": (ppo.PPOConfig(env=box_walk, max_kl=0.02, **SHARED, **PPO), ppo.train),
     "a2c": (a2c.A2CConfig(env=masked_walk, updates=4, **SHARED), a2c.train),
+    "ppo-lander": (
+        ppo.PPOConfig(env="LunarLander-v3", max_episode_steps=80, **SHARED, **PPO),
+        ppo.train,
+    ),
     "a2c-cartpole": (a2c.A2CConfig(env="CartPole-v1", updates=4, **SHARED), a2c.train),
     "reinforce": (reinforce.REINFORCEConfig(env=masked_walk, **SHARED), reinforce.train),
     "reinforce-box": (

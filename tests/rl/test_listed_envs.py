@@ -278,6 +278,25 @@ def test_mixed_observations_and_box_actions_resume() -> None:
     assert envs.take_episodes() == other.take_episodes()
 
 
+@pytest.mark.parametrize("env_id", ["LunarLander-v3", "LunarLanderContinuous-v3"])
+def test_box2d_worlds_that_cannot_be_pickled_resume_bit_for_bit(env_id: str) -> None:
+    draws = np.random.default_rng(3)
+    envs, other = (ListedEnvs([gymnasium.make(env_id) for _ in range(2)], seed=1) for _ in "ab")
+    assert not same(envs.reset(), envs.reset()[::-1])
+    actions = draws.integers(0, 4, (330, 2))
+    if env_id == "LunarLanderContinuous-v3":
+        actions = draws.uniform(-1, 1, (330, 2, 2)).astype(np.float32)
+    for action in actions[:230]:
+        now = envs.step(action).observations
+    returns, lengths = envs.take_episodes()
+    assert len(returns) >= 2  # so both are amid an episode that is not their first
+    assert sum(lengths) < 460
+    assert same(other.load_state_dict(saved_and_loaded(envs.state_dict())), now)
+    for action in actions[230:]:
+        assert_same(envs.step(action), other.step(action))
+    assert envs.take_episodes() == other.take_episodes()
+
+
 def test_resuming_brings_masks_and_rest_back() -> None:
     envs = ListedEnvs([Masked(), Masked()], seed=1, quota=1)
     envs.reset()
