@@ -228,7 +228,12 @@ def _play(policy: Policy, env: gymnasium.Env[Any, Any], seed: int, most: int) ->
 def _write_gif(frames: list[Any], path: Path, fps: int) -> None:
     from PIL import Image
 
-    pictures = [Image.fromarray(np.asarray(frame, np.uint8)) for frame in frames]
+    # An octree of 128 colours takes a fifth of the time of the best 256, and hardly shows.
+    octree, plain = Image.Quantize.FASTOCTREE, Image.Dither.NONE
+    pictures = [
+        Image.fromarray(np.asarray(frame, np.uint8)).quantize(128, method=octree, dither=plain)
+        for frame in frames
+    ]
     buffer = io.BytesIO()
     pictures[0].save(
         buffer,
