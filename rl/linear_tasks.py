@@ -150,13 +150,13 @@ class LinearWorld:
     def step(self, action: int) -> tuple[Floats, float, bool, bool]:
         """Act: next observation, reward, terminated, truncated."""
         observation, reward, terminated, truncated, _ = self.env.step(self.first_action + action)
+        self.length += 1
         if not math.isfinite(reward):
             raise ValueError(
                 f"{self.name} returned a reward of {reward} at step {self.length} of an episode: "
                 "it would spread over all weights; mend the environment"
             )
         self.earned += float(reward)
-        self.length += 1
         return self._row(observation), float(reward), bool(terminated), bool(truncated)
 
     def check_ends(self, acting: Acting | None) -> None:

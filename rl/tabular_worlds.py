@@ -118,13 +118,13 @@ class GymWorld:
     def step(self, action: int) -> tuple[int, float, bool, bool]:
         """Step the environment."""
         observation, reward, terminated, truncated, _ = self._env.step(self._first_action + action)
+        self.length[0] += 1
         if not math.isfinite(reward):
             raise ValueError(
                 f"the environment returned a reward of {reward} at step {self.length[0]} of "
                 "an episode: it would spread over the whole table; mend the environment"
             )
         self.earned[0] += float(reward)
-        self.length[0] += 1
         return self._number(observation), float(reward), bool(terminated), bool(truncated)
 
     def _number(self, observation: Any) -> int:  # noqa: ANN401 (gymnasium's own type)

@@ -359,7 +359,10 @@ def both(row: Floats) -> Floats:
         ({"features": np.ones((3, 2))}, "got a table of features, but the observations of Corrid"),
         ({"features": OneHot(2)}, r"shape \(1, 2\): these features take \(B, 1\)"),
         ({"features": lambda rows: rows[0]}, r"have shape \(2,\): they are \(1, d\)"),
-        ({"env": Corridor(BOX, [ROW, ROW], np.nan)}, "Corridor returned a reward of nan at step 0"),
+        (
+            {"env": Corridor(BOX, [ROW, ROW], np.nan)},
+            "Corridor returned a reward of nan at step 1 ",
+        ),
         (
             {"env": Corridor(BOX, [ROW, ROW * np.nan])},
             "Corridor returned the observation .* step 1",

@@ -444,7 +444,7 @@ def test_an_environment_that_returns_nan_is_refused(steps: int | None) -> None:
     broken = Numbered()
     broken.reward = float("nan")
     episodes = 1 if steps is None else None
-    with pytest.raises(ValueError, match=r"returned a reward of nan at step 0"):
+    with pytest.raises(ValueError, match=r"returned a reward of nan at step 1 "):
         td.sarsa(broken, discount=1.0, steps=steps, episodes=episodes)
 
 
