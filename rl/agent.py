@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -74,6 +74,14 @@ class AgentConfig:
             raise ValueError(
                 f"max_episode_steps={self.max_episode_steps}: an episode has at least one step"
             )
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{one.name}=nan: that is no number")
+            if getattr(value, "learning_rate", 1.0) == 0:
+                raise ValueError(
+                    f"{one.name}.learning_rate=0: nothing would be learned; give more than 0"
+                )
 
     def check_env(self) -> None:
         """Raise UsageError if there is no such environment, or too few steps for all of them."""

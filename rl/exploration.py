@@ -15,8 +15,13 @@ from rl.action_laws import mask_logits
 __all__ = ["Constant", "Linear", "Schedule", "epsilon_greedy"]
 
 
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value}: it is a probability or a share, between 0 and 1")
+
+
 class Schedule(Protocol):
-    """A number that depends on how many environment steps were taken."""
+    """A share, from 0 to 1, that depends on how many environment steps were taken."""
 
     def __call__(self, env_steps: int) -> float:
         """Return the value after ``env_steps`` steps."""
@@ -32,6 +37,9 @@ class Constant:
     """
 
     value: float
+
+    def __post_init__(self) -> None:
+        _check_share("value", self.value)
 
     def __call__(self, env_steps: int) -> float:
         """Return the value."""
@@ -59,6 +67,8 @@ class Linear:
                 f"env_steps={self.env_steps}: the line takes at least one step; for a value that "
                 "never changes use Constant"
             )
+        _check_share("start", self.start)
+        _check_share("end", self.end)
 
     def __call__(self, env_steps: int) -> float:
         """Return the value after ``env_steps`` steps."""

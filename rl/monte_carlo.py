@@ -10,7 +10,7 @@ table, by the policy that is learned. (The books know no truncation.)
 from __future__ import annotations
 
 import numbers
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -55,6 +55,7 @@ __all__ = [
     "mc_prediction",
 ]
 
+LONGEST: Final = 10_000_000  # steps of an episode, all of which are kept until its end
 Visit: TypeAlias = Literal["first", "every"]
 """Which visits of a state, or pair, in an episode are learned from."""
 
@@ -357,6 +358,8 @@ def play(
     discount, ended = 0.0, False
     while not ended and step < task.steps:
         next_state, reward, discount, ended = advance(task, action)
+        if len(path) == LONGEST:  # the memory would fill up
+            raise ValueError("an episode took 10,000,000 steps without end: set max_episode_steps=")
         path.append((state, action, reward))
         state = next_state
         step += 1

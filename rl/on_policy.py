@@ -12,9 +12,11 @@ from torch import Tensor
 
 from launch.backends import Routed
 from launch.checkpoint import Stateful
+from launch.errors import UsageError
 from launch.metrics import Mean, Metric, Rate
 from launch.optimizers import OptimizerConfig
 from launch.runtime import Runtime
+from rl.action_laws import is_box
 from rl.actor_critic import ActorCritic, SeparateTrunks, SharedTrunk
 from rl.agent import (
     AgentConfig,
@@ -26,11 +28,13 @@ from rl.agent import (
     leave_policy,
     own_envs,
 )
+from rl.encoders import is_pixels
 from rl.envs import make_env
 from rl.normalisation import ObservationNormaliser, RewardNormaliser
 from rl.policies import Policy
 from rl.rollouts import Player, Rollout, Steps, evaluate_actions
 from rl.sampled_actions import action_law
+from rl.spaces import Space
 
 __all__ = [
     "Learner",
@@ -109,6 +113,7 @@ class Learner:
         }
         self._observations = self._rewards = None
         if observations is not None:
+            _check_scalable(spaces[0])
             self._observations = ObservationNormaliser(spaces[0].shape, clip=observations.clip)
             self.state["observations"] = self._observations
         if rewards is not None:
@@ -289,3 +294,15 @@ def check_spaces(cfg: AgentConfig) -> None:
     made = make_env(cfg.env)
     made.close()
     action_law(made.action_space)
+    if getattr(cfg, "observations", None) is not None:
+        _check_scalable(made.observation_space)
+
+
+def _check_scalable(space: Space) -> None:
+    """Raise UsageError where moments of observations mean nothing, or would be taken twice."""
+    if not is_box(space) or is_pixels(space):
+        raise UsageError(
+            f"observations are scaled by their moments, and the environment's are {space}: that is "
+            "for a Box of numbers; pictures are divided by 255 and all else is taken as it is, so "
+            "leave the setting observations out"
+        )

@@ -34,15 +34,21 @@ def make_registered(
             warnings.simplefilter("ignore")
             if ":" not in env:  # else make() imports the module that registers it
                 gymnasium.spec(env)
-        # Not every environment takes a render_mode: it is passed where one is asked for.
-        drawn = {} if render_mode is None else {"render_mode": render_mode}
-        return gymnasium.make(
-            env, max_episode_steps=max_episode_steps, disable_env_checker=True, **drawn
-        )
+        return _make(env, max_episode_steps, render_mode)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UsageError(missing_extra(env, error)) from error
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise UsageError(f"no environment {env!r}: {_one_line(error)}") from error
+
+
+def _make(env: str, limit: int | None, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+    if render_mode is None:  # not every environment takes one
+        return gymnasium.make(env, max_episode_steps=limit, disable_env_checker=True)
+    with warnings.catch_warnings():  # of a mode that is not listed; whether it draws is seen then
+        warnings.filterwarnings("ignore", message=".*render_mode")
+        return gymnasium.make(
+            env, max_episode_steps=limit, disable_env_checker=True, render_mode=render_mode
+        )
 
 
 def missing_extra(env: str, error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
@@ -18,6 +20,7 @@ from rl.evaluation import plot_curves
 from rl.mdp import TabularMDP, as_mdp
 from rl.planning import Solution, policy_evaluation, value_iteration
 from rl.step_sizes import Constant, Power
+from rl.tabular_graph import check_ends_under_any_policy
 from rl.tabular_schedules import Linear
 from rl.tabular_tasks import ControlResult
 from rl.temporal_difference import q_learning
@@ -95,8 +98,17 @@ class TabularControl:
 
     def check(self) -> None:
         """Raise UsageError if the environment has no model, or a setting does not fit it."""
-        self._model()
+        mdp = self._model()
+        _check_grid(self.grid, mdp, self.env)
         self._learn(1, 0)
+        if self.discount == 1:
+            try:
+                check_ends_under_any_policy(mdp)
+            except ValueError:
+                raise UsageError(
+                    f"discount=1, but in {self.env} some policies never end an episode, and should "
+                    "one be learned, its exact value has no sum: use a discount below 1"
+                ) from None
 
     def run(self, run: Runtime) -> None:
         """Learn, compare with the optimum, and leave the table in the run folder."""
@@ -185,10 +197,14 @@ class Plan:
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(threads=1))
 
     def check(self) -> None:
-        """Raise ValueError if the model or the discount is not valid."""
-        self.model()
+        """Raise ValueError if the model, the discount or the tolerance is not valid."""
         if not 0 <= self.discount <= 1:
             raise UsageError(f"discount={self.discount}: it lies between 0 and 1")
+        if not 0 < self.tolerance < math.inf:
+            raise UsageError(f"tolerance={self.tolerance}: values settle within a number above 0")
+        mdp = self.model()
+        _check_grid(self.grid, mdp, "the model")
+        value_iteration(mdp, self.discount, tolerance=sys.float_info.max)  # one sweep
 
     def run(self, run: Runtime) -> None:
         """Solve the model, log every sweep, and show the solution."""
@@ -217,6 +233,20 @@ class ExactCurve:
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Take what ``state_dict`` returned."""
         self.values[:, :] = state_dict["values"].numpy()
+
+
+def _check_grid(grid: Grid | None, mdp: TabularMDP, name: str) -> None:
+    """Raise UsageError where a map has not a cell for each state, and an arrow for each action."""
+    if grid is not None and grid.rows * grid.columns != mdp.states:
+        raise UsageError(
+            f"a grid of {grid.rows} x {grid.columns} cells does not fit the {mdp.states} states of "
+            f"{name}: set grid.rows and grid.columns, or --grid null for no map"
+        )
+    if grid is not None and len(grid.arrows) < mdp.actions:
+        raise UsageError(
+            f"grid.arrows={grid.arrows!r}, but {name} has {mdp.actions} actions: give a sign for "
+            "each of them"
+        )
 
 
 def _actions(solution: Solution) -> NDArray[np.int64]:

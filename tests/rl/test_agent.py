@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.errors import UsageError
+from launch.optimizers import AdamW
 from launch.runtime import Runtime
 from rl import agent
 from rl.agent import AgentConfig, Course, Progress, iterations, leave_policy, own_envs
@@ -116,6 +118,22 @@ def test_run_stops_early_with_a_checkpoint_and_stays_stopped(
 def test_numbers_out_of_range_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AgentConfig(**changes)  # type: ignore[arg-type]  # on purpose
+
+
+def test_settings_that_are_no_number_or_would_learn_nothing_are_refused() -> None:
+    from rl.dqn import DQNConfig
+    from rl.ppo import PPOConfig
+    from rl.td3 import TD3Config
+
+    with pytest.raises(ValueError, match="stop_at=nan: that is no number"):
+        AgentConfig(env="CartPole-v1", stop_at=math.nan)
+    for name in ("entropy_weight", "value_weight", "value_clip"):
+        changes: dict[str, Any] = {name: math.nan}
+        with pytest.raises(ValueError, match=f"{name}=nan: "):
+            PPOConfig(**changes)
+    for make in (PPOConfig, DQNConfig, TD3Config):
+        with pytest.raises(ValueError, match=r"optimizer\.learning_rate=0: nothing would be"):
+            make(optimizer=AdamW(learning_rate=0.0))
 
 
 @pytest.mark.parametrize(

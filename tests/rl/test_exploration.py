@@ -80,3 +80,13 @@ def test_what_is_no_probability_and_what_does_not_fit_is_refused() -> None:
         ValueError, match=r"\(2,\) and uniforms of shape \(1,\).*\(B, A\) and \(B,\)"
     ):
         epsilon_greedy(np.zeros(2), 0.5, np.zeros(1))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_share_outside_0_and_1_is_refused_before_it_is_reached(share: float) -> None:
+    with pytest.raises(ValueError, match=r"value=.*between 0 and 1"):
+        Constant(share)
+    with pytest.raises(ValueError, match=r"start=.*between 0 and 1"):
+        Linear(share, 0.0, 10)
+    with pytest.raises(ValueError, match=r"end=.*between 0 and 1"):
+        Linear(1.0, share, 10)

@@ -281,6 +281,12 @@ def test_bad_input_is_named_before_the_work(settings: dict[str, Any], message: s
         mc.mc_prediction(given.pop("env"), given.pop("policy"), **given)
 
 
+def test_episode_that_all_but_never_ends_is_not_kept_until_the_memory_is_full() -> None:
+    rare = TabularMDP(np.array([[[1 - 1e-8]]]), np.zeros((1, 1)))
+    with pytest.raises(ValueError, match="10,000,000 steps without end: set max_episode_steps="):
+        mc.mc_prediction(rare, [0], discount=0.9, episodes=1)
+
+
 def test_bad_input_of_control_is_named() -> None:
     with pytest.raises(ValueError, match="iterations=0"):
         mc.mc_basic(END, discount=1.0, iterations=0)

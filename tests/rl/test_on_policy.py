@@ -296,6 +296,31 @@ def test_environment_that_cannot_be_learned_is_refused_before_the_work(
             learner(env)
 
 
+class Marks(Story):
+    observation_space = spaces.Dict(place=Story.observation_space)  # type: ignore[assignment]
+
+    def _see(self) -> Any:  # noqa: ANN401
+        return {"place": super()._see()}
+
+
+class Pictures(Story):
+    observation_space = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+
+    def _see(self) -> np.ndarray:
+        return np.zeros((36, 36, 3), np.uint8)
+
+
+@pytest.mark.parametrize("make", CONFIGS)
+@pytest.mark.parametrize("env", [Marks, Pictures, "FrozenLake-v1"])
+def test_observations_without_moments_are_not_scaled(make: type[Any], env: Any) -> None:  # noqa: ANN401
+    cfg = make(env=env, observations=ObservationScaling())
+    with pytest.raises(UsageError, match=r"observations are scaled by their moments, .*leave the"):
+        cfg.check()
+    replace(cfg, observations=None).check()
+    with pytest.raises(UsageError, match="observations are scaled by their moments"):
+        learner(env, observations=ObservationScaling())
+
+
 class Broken(contract.Walk):
     def _see(self) -> np.ndarray:
         seen = super()._see()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from launch.errors import UsageError
 from launch.runtime import Runtime
 from rl import recipes
 from rl.planning import value_iteration
-from rl.tabular_jobs import Plan, TabularControl
+from rl.tabular_jobs import Grid, Plan, TabularControl
 from rl.tabular_schedules import Linear
 from rl.temporal_difference import q_learning
 
@@ -119,6 +120,8 @@ def test_sarsa_on_the_cliff_learns_a_way_to_the_goal(tmp_path: Path) -> None:
         ({"env": "CartPole-v1"}, "model"),
         ({"discount": 1.5}, r"discount"),
         ({"step_size": -1.0}, "step_size"),
+        ({"grid": Grid(rows=4, columns=5)}, "a grid of 4 x 5 cells does not fit the .* states of"),
+        ({"grid": Grid(rows=4, columns=4, arrows="^v")}, r"grid\.arrows='\^v', but .* 4 actions"),
     ],
 )
 def test_what_cannot_be_learned_is_refused_before_the_work(
@@ -127,6 +130,29 @@ def test_what_cannot_be_learned_is_refused_before_the_work(
     job = replace(small(), **changes)  # type: ignore[arg-type]  # wrong ones
     with pytest.raises((UsageError, ValueError), match=message):
         job.check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"discount": 1.2}, r"discount=1\.2"),
+        ({"discount": 1.0}, "discount=1 needs a proper policy"),
+        ({"tolerance": 0.0}, r"tolerance=0\.0"),
+        ({"tolerance": math.nan}, r"tolerance=nan"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_before_the_work(
+    changes: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(recipes.value_iteration_gridworld(), **changes).check()
+
+
+def test_discount_of_1_is_refused_where_a_learned_policy_may_never_end() -> None:
+    with pytest.raises(UsageError, match="discount=1, but in CliffWalking-v1 some policies never"):
+        replace(recipes.sarsa_cliff(), discount=1.0).check()
+    assert recipes.mc_blackjack().discount == 1.0
+    recipes.mc_blackjack().check()
 
 
 def test_steps_and_episodes_exclude_each_other() -> None:
