@@ -55,7 +55,9 @@ HEAVY = {
     "math_verify": (),
     "matplotlib": ("launch.curves",),
     "numba": (
+        "posttrain.rollout.compiled_attention",
         "posttrain.rollout.compiled_kernels",
+        "posttrain.rollout.vectors",
         "rl.classic_kernels",
         "rl.fused_kernels",
         "rl.sum_tree",

@@ -22,6 +22,7 @@ from posttrain.decoder_kernels import product
 from posttrain.decoder_layout import rounded
 from posttrain.rollout import compiled_kernels as kernels
 from posttrain.rollout.batch import Sampling
+from posttrain.rollout.compiled_attention import attend
 from posttrain.rollout.decoding import Decoding
 from posttrain.rollout.sampling import draw
 
@@ -115,7 +116,7 @@ class CompiledDecoding(Decoding):
         for layer, of_prefix, of_own in zip(self.layers, prefix, own, strict=True):
             kernels.normalize(x.numpy(), layer.input_norm, self.eps, h.numpy())
             qkv = product(h, *layer.qkv)
-            kernels.attend(
+            attend(
                 qkv.numpy(),
                 layer.qk_norm,
                 self.eps,

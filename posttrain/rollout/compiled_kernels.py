@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["attend", "draw", "normalize", "swiglu"]
+__all__ = ["compiled", "draw", "exponentials", "normalize", "sum_of", "swiglu"]
 
 Function = TypeVar("Function", bound=Callable[..., object])
 Floats = NDArray[np.float32]
@@ -25,20 +25,20 @@ _BLOCK = 32
 """Ids whose weights are summed in float32 before the sums are summed in float64."""
 
 
-def _compiled(*freedoms: str) -> Callable[[Function], Function]:
+def compiled(*freedoms: str) -> Callable[[Function], Function]:
     """Return a decorator that compiles, with LLVM's names of what may be done to float32 sums."""
     options = {"error_model": "numpy", "fastmath": {"contract", "nsz", *freedoms}}
 
-    def compiled(function: Function) -> Function:
+    def decorated(function: Function) -> Function:
         try:
             return njit(function, cache=True, **options)
         except RuntimeError:  # there is no folder to write to
             return njit(function, **options)
 
-    return compiled
+    return decorated
 
 
-@_compiled()
+@compiled()
 def _exp(x: f32) -> f32:
     """Return exp(x) to 1e-7 of itself, 0 below -87; unlike libm's, loops of it are vectorised.
 
@@ -60,7 +60,7 @@ def _exp(x: f32) -> f32:
     return f32(0.0) if tiny else p * np.int32(biased << 23).view(np.float32)
 
 
-@_compiled("reassoc")
+@compiled("reassoc")
 def normalize(x: Floats, weight: Floats, eps: float, out: Floats) -> None:
     """Write the RMS norm of ``(N, D)`` rows to ``out``, which may be ``x``."""
     rows, width = x.shape
@@ -73,7 +73,7 @@ def normalize(x: Floats, weight: Floats, eps: float, out: Floats) -> None:
             out[i, j] = x[i, j] * scale * weight[j]
 
 
-@_compiled()
+@compiled()
 def swiglu(gate: Floats, up: Floats) -> None:
     """Replace ``(N, F)`` gate by ``silu(gate) * up``."""
     rows, width = gate.shape
@@ -82,137 +82,23 @@ def swiglu(gate: Floats, up: Floats) -> None:
             gate[i, j] = gate[i, j] / (f32(1.0) + _exp(-gate[i, j])) * up[i, j]
 
 
-@_compiled("reassoc")
-def _score(query: Floats, keys: Floats, scores: Floats) -> f32:
-    """Write ``(T,)`` scores of a query against the first T keys; return the largest."""
-    top = f32(-np.inf)
-    for c in range(len(scores)):
-        score = f32(0.0)
-        for j in range(len(query)):
-            score += query[j] * keys[c, j]
-        scores[c] = score
-        top = score if score > top else top
-    return top
-
-
-@_compiled("reassoc")
-def _weigh(weights: Floats, values: Floats, out: Floats) -> None:
-    """Add the first T values, each times its weight, to ``(K,)``; four at a time, for speed."""
-    count = len(weights)
-    c = 0
-    while c + 3 < count:
-        a0, a1, a2, a3 = weights[c], weights[c + 1], weights[c + 2], weights[c + 3]
-        for j in range(len(out)):
-            out[j] += (
-                a0 * values[c, j]
-                + a1 * values[c + 1, j]
-                + a2 * values[c + 2, j]
-                + a3 * values[c + 3, j]
-            )
-        c += 4
-    while c < count:
-        for j in range(len(out)):
-            out[j] += weights[c] * values[c, j]
-        c += 1
-
-
-@_compiled("reassoc")
-def _exponentials(x: Floats) -> None:
+@compiled("reassoc")
+def exponentials(x: Floats) -> None:
+    """Replace numbers by their exponentials."""
     for i in range(len(x)):
         x[i] = _exp(x[i])
 
 
-@_compiled("reassoc")
-def _sum(x: Floats) -> f32:
+@compiled("reassoc")
+def sum_of(x: Floats) -> f32:
+    """Return the sum, added up in float32 in any order."""
     total = f32(0.0)
     for i in range(len(x)):
         total += x[i]
     return total
 
 
-@_compiled("reassoc")
-def attend(
-    qkv: Floats,
-    norms: Floats,
-    eps: float,
-    turns: NDArray[np.complex64],
-    lines: Integers,
-    columns: Integers,
-    starts: Integers,
-    prefix_keys: Floats,
-    prefix_values: Floats,
-    keys: Floats,
-    values: Floats,
-    back: int,
-    out: Floats,
-) -> None:
-    """Turn queries and keys, write keys and values to the cache, attend to all up to their column.
-
-    Token after token: an earlier one of the same line has been written before a later one reads.
-
-    Args:
-        qkv: ``(N, (H + 2 H_kv) K)``; overwritten.
-        norms: ``(H + H_kv, K)`` weights of the norms of queries and keys; ``(0, K)`` is no norm.
-        eps: Of these norms.
-        turns: ``(positions, (H + H_kv) K/2)``, the queries' times the scale of the scores.
-        lines: ``(N,)``, each token's line of the cache; fewer than N leave the rest out.
-        columns: ``(N,)``, each token's column of the cache.
-        starts: ``(lines,)``, each line's first column, counted from its prefix's first.
-        prefix_keys: ``(lines, H_kv, columns, K)``, what a line's slots share; it comes first.
-        prefix_values: Likewise.
-        keys: ``(lines, H_kv G, columns, K)``: token n is of slot ``n % G`` of its line.
-        values: Likewise.
-        back: How many columns back a query may look.
-        out: ``(N, H K)``.
-    """
-    heads, prefix, width = prefix_keys.shape[1:]
-    queries, group = out.shape[1] // width, keys.shape[1] // heads
-    scratch = np.empty(queries * (prefix + keys.shape[2]), np.float32)
-    for n in range(len(lines)):
-        line, column, slot, row = lines[n], columns[n], n % group, qkv[n]
-        place = prefix + column
-        if len(norms):
-            parts = row[: norms.size].reshape(norms.shape)
-            for h in range(len(norms)):
-                normalize(parts[h : h + 1], norms[h], eps, parts[h : h + 1])
-        turn = turns[place - starts[line]]
-        pairs = row[: 2 * len(turn)].view(np.complex64)
-        for j in range(len(turn)):
-            pairs[j] *= turn[j]
-        for h in range(heads):
-            k, v = (queries + h) * width, (queries + heads + h) * width
-            for j in range(width):
-                keys[line, h * group + slot, column, j] = row[k + j]
-                values[line, h * group + slot, column, j] = row[v + j]
-        first = max(starts[line], place - back)
-        own = max(0, first - prefix)  # the first column of the slot's own cache
-        shared = max(0, prefix - first)  # columns of the prefix
-        seen = shared + column + 1 - own
-        for h in range(queries):
-            k = h * heads // queries
-            query, scores = row[h * width : (h + 1) * width], scratch[h * seen : (h + 1) * seen]
-            top = _score(query, keys[line, k * group + slot, own:], scores[shared:])
-            if shared:
-                top = max(top, _score(query, prefix_keys[line, k, first:], scores[:shared]))
-            for c in range(seen):
-                scores[c] -= top
-        _exponentials(scratch[: queries * seen])  # one long loop, which vector units like
-        for h in range(queries):
-            k = h * heads // queries
-            result, weights = (
-                out[n, h * width : (h + 1) * width],
-                scratch[h * seen : (h + 1) * seen],
-            )
-            result[:] = 0
-            _weigh(weights[shared:], values[line, k * group + slot, own:], result)
-            if shared:
-                _weigh(weights[:shared], prefix_values[line, k, first:], result)
-            scale = f32(1.0) / _sum(weights)
-            for j in range(width):
-                result[j] *= scale
-
-
-@_compiled("reassoc", "nnan")
+@compiled("reassoc", "nnan")
 def _largest(x: Floats) -> f32:
     top = x[0]
     for i in range(len(x)):
@@ -220,7 +106,7 @@ def _largest(x: Floats) -> f32:
     return top
 
 
-@_compiled()
+@compiled()
 def draw(logits: Floats, uniforms: Doubles, tokens: Integers, log_probs: Floats) -> None:
     """Draw a token per row of ``(N, V)``, at temperature 1, by the inverse of the CDF.
 
@@ -234,10 +120,10 @@ def draw(logits: Floats, uniforms: Doubles, tokens: Integers, log_probs: Floats)
         top = _largest(logits[n])
         for i in range(vocabulary):
             weights[i] = logits[n, i] - top
-        _exponentials(weights)
+        exponentials(weights)
         total = 0.0
         for b in range(len(upto)):
-            total += float(_sum(weights[b * _BLOCK : (b + 1) * _BLOCK]))
+            total += float(sum_of(weights[b * _BLOCK : (b + 1) * _BLOCK]))
             upto[b] = total
         target = uniforms[n] * total
         block = 0

@@ -189,4 +189,4 @@ def test_loops_compile_where_no_folder_can_be_written_to(monkeypatch: pytest.Mon
     def double(x: int) -> int:
         return 2 * x
 
-    assert compiled_kernels._compiled()(double)(21) == 42
+    assert compiled_kernels.compiled()(double)(21) == 42
