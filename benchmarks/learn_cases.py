@@ -1,0 +1,125 @@
+"""What ``make learn`` runs: recipes with their flags, and what they have to reach."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["CASES", "Case", "Figures"]
+
+Figures = dict[str, float]
+
+EPISODES = 100
+"""On which a policy is judged; training chose it on others."""
+FRESH = 1_000_000
+"""Added to the seed of a run for those episodes."""
+
+
+def before_and_after(output: Path, seed: int) -> Figures:
+    """Return the final figures of a run, with those before GRPO as ``before/...``."""
+    lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    before, after = (json.loads(line) for line in lines)
+    return after | {f"before/{name}": value for name, value in before.items()}
+
+
+def judged(output: Path, seed: int) -> Figures:
+    """Return what the policy that an agent's run has left earns, and the env steps it took."""
+    from rl.evaluation import evaluate, load_policy
+
+    last = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    policy = load_policy(output / "policy")
+    returns = evaluate(policy, policy.env_id, episodes=EPISODES, seed=FRESH + seed)
+    return {
+        "return": float(returns.mean()),
+        "lowest": float(returns.min()),
+        "env_steps": json.loads(last)["env_steps"],
+    }
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe with its flags, and what it must reach."""
+
+    name: str
+    recipe: str
+    flags: Sequence[str] = ()
+    seeds: int = 3
+    figures: Callable[[Path, int], Figures] = before_and_after
+    """From the run folder and the seed."""
+    shown: Sequence[str] = (
+        "before/pass@1",
+        "pass@1",
+        "greedy",
+        "length/mean",
+        "share/reasoning",
+        "seconds",
+    )
+    reaches: Callable[[Figures], bool] = lambda _: True
+    """Of every seed."""
+    reaches_on_average: Callable[[Figures], bool] = lambda _: True
+    """Of the means over the seeds."""
+    stated: str = ""
+
+
+def agent(recipe: str, least: float, stated: str, *, each: float | None = None) -> Case:
+    """Return the case of an agent whose mean over five seeds is to be ``least`` or more."""
+    return Case(
+        recipe,
+        recipe,
+        seeds=5,
+        figures=judged,
+        shown=("return", "lowest", "env_steps", "seconds"),
+        reaches=lambda f: each is None or f["return"] >= each,
+        reaches_on_average=lambda f: f["return"] >= least,
+        stated=stated,
+    )
+
+
+def _r1_mini(f: Figures) -> bool:
+    return (
+        f["before/pass@1"] <= 0.40
+        and f["pass@1"] >= 0.90
+        and f["greedy"] >= 0.95
+        and f["length/mean"] >= 1.8 * f["before/length/mean"]
+        and f["share/reasoning"] >= 0.97
+        and f["seconds"] <= 360
+    )
+
+
+RANDOM = '{_type: "posttrain.recipes.controls:RandomReward"}'
+CASES = (
+    Case(
+        "r1-mini",
+        "r1-mini",
+        reaches=_r1_mini,
+        stated="pass@1 <= .40 -> >= .90, greedy >= .95, length x 1.8, >= 97% reason, <= 6 min",
+    ),
+    Case(
+        "r1-zero-mini",
+        "r1-zero-mini",
+        reaches=lambda f: f["greedy"] >= 0.85 and f["pass@1"] >= 0.65 and f["seconds"] <= 600,
+        stated="greedy >= .85, pass@1 >= .65, <= 10 min",
+    ),
+    Case("control: reasons from the start", "r1-mini-control"),
+    Case(
+        "control: random rewards",
+        "r1-mini",
+        ("--reward", RANDOM),
+        reaches=lambda f: f["pass@1"] - f["before/pass@1"] <= 0.05,
+        stated="gains at most .05",
+    ),
+    Case("control: format reward alone", "r1-mini", ("--reward", "format")),
+    Case(
+        "control: cold start prolonged by the same compute",
+        "r1-mini",
+        ("--cold_start.steps", "2600", "--grpo.steps", "1", "--grpo.optimizer.learning_rate", "0"),
+    ),
+    agent("ppo-cartpole", 500, "500"),
+    agent("ppo-acrobot", -82, ">= -82"),
+    agent("ppo-lunarlander", 240, ">= 240 in 1M env steps"),
+    agent("dqn-mountaincar", -110, ">= -110"),
+    agent("sac-pendulum", -160, ">= -160 in 20k env steps"),
+    agent("td3-pendulum", -float("inf"), "beside sac-pendulum"),
+)
