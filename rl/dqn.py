@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -32,6 +33,7 @@ from rl.off_policy import (
 from rl.on_policy import check_numbers
 from rl.policies import GreedyPolicy, Policy
 from rl.q_losses import of_actions, q_errors, q_losses, q_targets
+from rl.q_update import QUpdate, can_write_out
 from rl.spaces import Observations, Space
 from rl.transitions import Transitions
 
@@ -154,7 +156,10 @@ def train(cfg: DQNConfig, run: Runtime) -> Policy:
         "optimizer": optimizer,
     }
     agent = Agent(cfg, run, envs, policy, memory, learned, train_every=cfg.train_every)
-    learner = _Learner(cfg, run, network, model, target, optimizer, memory)
+    written_out = None
+    if model is network and can_write_out(network, optimizer):  # else the runtime has wrapped it
+        written_out = QUpdate(network, optimizer, cfg.max_grad_norm)
+    learner = _Learner(cfg, run, network, model, target, optimizer, memory, written_out)
     actor = Forward(network)
     for step in agent.iterations():
         noise, sampler = run.stream("noise", step), agent.sampler(step)
@@ -225,6 +230,8 @@ class _Learner(NamedTuple):
     target: TargetNetwork[Network]
     optimizer: torch.optim.Optimizer
     memory: Memory
+    written_out: QUpdate | None
+    """The same update, faster, where the network and the optimizer allow it."""
 
 
 def _learn(a: _Learner, sampler: np.random.Generator, noise: torch.Generator) -> list[Tensor]:
@@ -262,13 +269,20 @@ def _targets(a: _Learner, rows: Transitions) -> Tensor:
 
 def _update(a: _Learner, rows: Transitions, targets: Tensor) -> Tensor:
     """Make one update; return its loss, the norm of its gradient and the mean Q, ``(3,)``."""
-    law = a.cfg.network.values
+    cfg, run, law = a.cfg, a.run, a.cfg.network.values
     observations, _ = split_masks(rows.observations, a.memory.masked)
+    weights = rows.weights / cfg.batch_size
+    if a.written_out is not None and a.written_out.ready:
+        assert isinstance(observations, Tensor)
+        loss, norm, chosen = a.written_out(observations, rows.actions, targets, weights)
+        if math.isfinite(norm):  # else nothing was changed, and what follows says what is wrong
+            if a.memory.prioritized:
+                a.memory.note_errors(q_errors(law, chosen, targets))
+            return torch.tensor([loss, norm, chosen.mean().item()])
     chosen = of_actions(a.model(observations), rows.actions)
-    losses = q_losses(law, chosen, targets)
-    a.run.backward((rows.weights * losses).sum() / a.cfg.batch_size)
-    norm = a.run.step(a.optimizer, a.cfg.max_grad_norm)
+    run.backward((weights * q_losses(law, chosen, targets)).sum())
+    gradient_norm = run.step(a.optimizer, cfg.max_grad_norm)
     if a.memory.prioritized:
         a.memory.note_errors(q_errors(law, chosen, targets))
-    mean = a.run.sum(law.mean(chosen.detach()).sum()) / a.cfg.batch_size
-    return torch.stack([a.run.loss, norm, mean])
+    mean = run.sum(law.mean(chosen.detach()).sum()) / cfg.batch_size
+    return torch.stack([run.loss, gradient_norm, mean])

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from launch.errors import UsageError
+from launch.optimizers import AdamW
+from launch.runtime import Runtime
+from rl import dqn
+from rl.networks import Dueling, FactorisedNoise, Network, QNetworkConfig
+from rl.q_losses import of_actions, q_losses
+from rl.q_update import QUpdate, can_write_out, q_gradients
+from rl.value_laws import ExpectedValues, QuantileValues
+
+VECTOR = spaces.Box(-1.0, 1.0, (2, 3))
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def build(config: QNetworkConfig, space: spaces.Space = VECTOR) -> Network:
+    return config.build(space, 4, torch.Generator().manual_seed(1))
+
+
+def batch(seed: int) -> Batch:
+    """Return observations, actions, targets with errors on both sides of 1, and weights."""
+    g = torch.Generator().manual_seed(seed)
+    observations, actions = torch.randn(50, 2, 3, generator=g), torch.randint(4, (50,), generator=g)
+    return observations, actions, 2 * torch.randn(50, generator=g), torch.rand(50, generator=g) / 50
+
+
+def readable_loss(network: Network, rows: Batch) -> tuple[Tensor, Tensor]:
+    observations, actions, targets, weights = rows
+    chosen = of_actions(network(observations), actions)
+    return (weights * q_losses(ExpectedValues(), chosen, targets)).sum(), chosen
+
+
+@pytest.mark.parametrize("hidden", [(), (8,), (16, 8), (8, 8, 8)])
+def test_gradients_equal_those_of_autograd(hidden: tuple[int, ...]) -> None:
+    network, rows = build(QNetworkConfig(hidden=hidden)), batch(0)
+    with torch.no_grad():
+        loss, chosen, gradients = q_gradients(list(network.parameters()), *rows)
+    expected, q_values = readable_loss(network, rows)
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(chosen, q_values.detach())
+    assert len(gradients) == 2 * (len(hidden) + 1)
+    for gradient, parameter in zip(gradients, network.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.05, 100.0])
+def test_updates_equal_those_of_runtime_and_optimizer(max_norm: float | None) -> None:
+    config = AdamW(learning_rate=1e-2, beta2=0.999)
+    run, networks = Runtime(), [build(QNetworkConfig(hidden=(16, 8))) for _ in range(2)]
+    optimizers = [config.build(network) for network in networks]
+    update = QUpdate(networks[1], optimizers[1], max_norm)
+    for network, optimizer in zip(networks, optimizers, strict=True):
+        run.backward(readable_loss(network, batch(0))[0])
+        run.step(optimizer, max_norm)
+    assert update.ready
+    for seed in range(1, 30):
+        run.backward(readable_loss(networks[0], batch(seed))[0])
+        norm = run.step(optimizers[0], max_norm).item()
+        found = update(*batch(seed))
+        assert found[0] == pytest.approx(run.loss.item(), rel=1e-4)
+        assert found[1] == pytest.approx(norm, rel=1e-4)
+    for one, other in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        first, second = optimizers[0].state[one], optimizers[1].state[other]
+        assert first["step"] == second["step"] == 30
+        torch.testing.assert_close(first["exp_avg_sq"], second["exp_avg_sq"], rtol=1e-3, atol=1e-9)
+
+
+def test_first_update_is_left_to_the_optimizer() -> None:
+    network = build(QNetworkConfig())
+    assert not QUpdate(network, AdamW().build(network), None).ready
+
+
+def test_what_is_not_finite_changes_nothing() -> None:
+    network = build(QNetworkConfig(hidden=(8,)))
+    optimizer, run = AdamW().build(network), Runtime()
+    run.backward(readable_loss(network, batch(0))[0])
+    run.step(optimizer)
+    before = [p.detach().clone() for p in network.parameters()]
+    observations, actions, targets, weights = batch(1)
+    targets[3] = torch.nan
+    _, norm, _ = QUpdate(network, optimizer, 1.0)(observations, actions, targets, weights)
+    assert math.isnan(norm)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_training_that_leaves_the_finite_says_at_which_step() -> None:
+    cfg = dqn.DQNConfig(
+        env="CartPole-v1",
+        env_steps=2_000,
+        learning_starts=16,
+        optimizer=AdamW(learning_rate=1e30),
+    )
+    with pytest.raises(UsageError, match=r"step 1: .* is not finite"):
+        dqn.train(cfg, Runtime())
+
+
+@pytest.mark.parametrize(
+    ("config", "space"),
+    [
+        (QNetworkConfig(activation="tanh"), VECTOR),
+        (QNetworkConfig(dueling=Dueling(hidden=(8,))), VECTOR),
+        (QNetworkConfig(noise=FactorisedNoise()), VECTOR),
+        (QNetworkConfig(values=QuantileValues(atoms=3)), VECTOR),
+        (QNetworkConfig(), spaces.Discrete(3)),
+        (QNetworkConfig(), spaces.Box(0, 255, (36, 36, 3), np.uint8)),
+    ],
+)
+def test_other_networks_are_left_to_the_readable_twin(
+    config: QNetworkConfig, space: spaces.Space
+) -> None:
+    network = build(config, space)
+    assert not can_write_out(network, AdamW().build(network))
+
+
+def test_other_numbers_and_optimizers_are_left_to_the_readable_twin() -> None:
+    network = build(QNetworkConfig())
+    assert can_write_out(network, AdamW().build(network))
+    assert not can_write_out(network, AdamW(weight_decay=0.1).build(network))  # of matrices alone
+    assert not can_write_out(network, torch.optim.SGD(network.parameters(), lr=0.1))
+    assert not can_write_out(network, torch.optim.AdamW(network.parameters(), amsgrad=True))
+    double = build(QNetworkConfig()).double()
+    assert not can_write_out(double, AdamW().build(double))
