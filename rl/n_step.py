@@ -46,6 +46,9 @@ class NStep:
     def __init__(
         self, steps: int, discount: float, observations: Columns, actions: NDArray[Any]
     ) -> None:
+        from rl.n_step_kernel import push  # loads numba
+
+        self._push = push
         self.steps, self.discount, self.count = steps, discount, len(actions)
         self._observations = [np.zeros((steps, *x.shape), x.dtype) for x in observations]
         self._actions = np.zeros((steps, *actions.shape), actions.dtype)
@@ -53,6 +56,8 @@ class NStep:
         self._held = np.zeros((steps, self.count), np.bool_)
         self._rewards = np.zeros((steps, self.count))
         self._discounts = np.zeros((steps, self.count))
+        # The same memory, with slots and environments along one axis.
+        self._flat = [_rows(column) for column in (*self._observations, self._actions)]
 
     def push(
         self,
@@ -60,45 +65,33 @@ class NStep:
         terminated: NDArray[np.bool_],
         truncated: NDArray[np.bool_],
         valid: NDArray[np.bool_],
-    ) -> list[Rows]:
+    ) -> Rows | None:
         """Take in a step of B environments; return what it completes, oldest steps first."""
-        taken = np.flatnonzero(valid)
-        slots = self._begun[taken] % self.steps
-        for column, values in zip(self._observations, step.observations, strict=True):
-            column[slots, taken] = values[taken]
-        self._actions[slots, taken] = step.actions[taken]
-        self._held[slots, taken] = True
-        self._rewards[slots, taken] = 0.0
-        self._discounts[slots, taken] = 1.0
-        self._rewards[:, taken] += self._discounts[:, taken] * step.rewards[taken]
-        self._discounts[:, taken] *= self.discount
-        self._begun[taken] += 1
+        rewards = np.asarray(step.rewards, np.float64)
         ended = valid & (terminated | truncated)
-        completed = []
-        for age in range(self.steps if ended.any() else 1):
-            # The slot that is next in turn holds the oldest step, if n are held at all.
-            slots = (self._begun + age) % self.steps
-            held = self._held[slots, np.arange(self.count)]
-            done = np.flatnonzero(held & (ended if age else valid))
-            if len(done):
-                completed.append(self._complete(slots[done], done, terminated, step))
-        return completed
-
-    def _complete(
-        self,
-        slots: NDArray[np.int64],
-        environments: NDArray[np.int64],
-        terminated: NDArray[np.bool_],
-        step: Rows,
-    ) -> Rows:
-        where = slots, environments
-        self._held[where] = False
+        taken, begins, environments, places = self._push(
+            self._begun,
+            self._held,
+            self._rewards,
+            self._discounts,
+            rewards,
+            self.discount,
+            valid,
+            ended,
+        )
+        for column, values in zip(self._flat, (*step.observations, step.actions), strict=True):
+            column[begins] = values if len(taken) == self.count else values[taken]
+        if not len(places):
+            return None
+        *observations, actions = (column.take(places, axis=0) for column in self._flat)
+        discounts = self._discounts.take(places)
+        discounts[terminated.take(environments)] = 0.0
         return Rows(
-            [column[where] for column in self._observations],
-            self._actions[where],
-            self._rewards[where],
-            np.where(terminated[environments], 0.0, self._discounts[where]),
-            [values[environments] for values in step.next_observations],
+            observations,
+            actions,
+            self._rewards.take(places),
+            discounts,
+            [values.take(environments, axis=0) for values in step.next_observations],
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,3 +111,8 @@ class NStep:
             column[...] = saved.numpy()
         for name in ("actions", "begun", "held", "rewards", "discounts"):
             getattr(self, f"_{name}")[...] = state_dict[name].numpy()
+
+
+def _rows(column: NDArray[Any]) -> NDArray[Any]:
+    """Return ``(n, B, ...)`` as ``(n * B, ...)``, without a copy."""
+    return column.reshape(-1, *column.shape[2:])

@@ -121,8 +121,9 @@ class Replay:
                 "sums over several steps need the same environments each time"
             )
         valid = np.ones(len(rewards), np.bool_) if valid is None else valid
-        for rows in self._pending.push(step, terminated, truncated, valid):
-            self._write(rows)
+        completed = self._pending.push(step, terminated, truncated, valid)
+        if completed is not None:
+            self._write(completed)
 
     def _check_step(self, step: Rows) -> None:
         count = (len(step.rewards),)
@@ -310,11 +311,8 @@ class PrioritizedReplay(Replay):
         """Draw ``batch`` transitions by priority, with the weights that undo the bias."""
         self._check_filled(batch)
         generator = self.generator if generator is None else generator
-        total = self._tree.total
-        indices = self._tree.find((np.arange(batch) + generator.random(batch)) * (total / batch))
-        probabilities = self._tree.get(indices) / total
-        weights = (len(self) * probabilities) ** -self.beta
-        return self.take(indices, (weights / weights.max()).astype(np.float32))
+        indices, weights = self._tree.draw(generator.random(batch), len(self), self.beta)
+        return self.take(indices, weights)
 
     def update_priorities(self, indices: Tensor, errors: Tensor) -> None:
         """Give the rows of a batch the priority of their new errors, ``(B,)`` each.

@@ -7,11 +7,12 @@ any order has the same bits. Schaul et al. 2016, arXiv:1511.05952, appendix B.2.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SumTree", "find_leaves", "set_leaves"]
+from rl.classic_kernels import compiled
+
+__all__ = ["SumTree", "draw_leaves", "find_leaves", "set_leaves"]
 
 
 class SumTree:
@@ -36,7 +37,7 @@ class SumTree:
 
     def set(self, indices: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
         """Give leaves their weights; of an index that comes twice the last counts."""
-        _set_compiled(self.nodes, indices, weights)
+        set_leaves(self.nodes, indices, weights)
 
     def get(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the weights of leaves."""
@@ -44,9 +45,16 @@ class SumTree:
 
     def find(self, points: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the leaf in whose share of [0, total) each point lies; none has weight 0."""
-        return _find_compiled(self.nodes, points)
+        return find_leaves(self.nodes, points)
+
+    def draw(
+        self, uniforms: NDArray[np.float64], count: int, beta: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Draw a leaf from each of B equal parts of the total; see ``draw_leaves``."""
+        return draw_leaves(self.nodes, uniforms, count, beta)
 
 
+@compiled
 def set_leaves(
     nodes: NDArray[np.float64], indices: NDArray[np.int64], weights: NDArray[np.float64]
 ) -> None:
@@ -61,6 +69,7 @@ def set_leaves(
             node //= 2
 
 
+@compiled
 def find_leaves(nodes: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.int64]:
     """Descend from the root for each point."""
     size = len(nodes) // 2
@@ -77,5 +86,23 @@ def find_leaves(nodes: NDArray[np.float64], points: NDArray[np.float64]) -> NDAr
     return found
 
 
-_set_compiled = numba.njit(cache=True)(set_leaves)
-_find_compiled = numba.njit(cache=True)(find_leaves)
+@compiled
+def draw_leaves(
+    nodes: NDArray[np.float64], uniforms: NDArray[np.float64], count: int, beta: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Draw a leaf from each of B equal parts of the total, with the weights that undo the bias.
+
+    Args:
+        nodes: Of a tree.
+        uniforms: ``(B,)`` in [0, 1), places within the parts.
+        count: N, leaves that are in use.
+        beta: 1 undoes the bias in full, 0 not at all.
+
+    Returns:
+        Leaves ``(B,)`` and ``(N P(leaf))^-beta`` ``(B,)``, divided by the largest.
+    """
+    size, total = len(nodes) // 2, nodes[1]
+    parts = np.arange(len(uniforms))
+    leaves = find_leaves(nodes, (parts + uniforms) * (total / len(uniforms)))
+    weights = (count * (nodes[size + leaves] / total)) ** -beta
+    return leaves, (weights / weights.max()).astype(np.float32)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from rl.sum_tree import SumTree, find_leaves, set_leaves
+from rl.sum_tree import SumTree, draw_leaves, find_leaves, set_leaves
 
 weights_7 = hnp.arrays(np.float64, 7, elements=st.floats(0, 1e6))
 
@@ -48,10 +48,10 @@ def test_compiled_tree_is_the_readable_one_bit_for_bit(
     tree = filled(weights)
     nodes = tree.nodes.copy()
     tree.set(indices, changes)
-    set_leaves(nodes, indices, changes)
+    set_leaves.py_func(nodes, indices, changes)
     assert np.array_equal(tree.nodes, nodes)
     points = shares * tree.total
-    assert np.array_equal(tree.find(points), find_leaves(nodes, points))
+    assert np.array_equal(tree.find(points), find_leaves.py_func(nodes, points))
 
 
 @given(
@@ -92,3 +92,27 @@ def test_leaf_without_weight_is_never_found_even_at_the_very_end(
 ) -> None:
     tree = filled(weights)
     assert weights[tree.find(np.array([share * tree.total]))[0]] > 0
+
+
+def test_draw_of_a_hand_worked_tree() -> None:
+    # Probabilities 1/8, 5/8, 2/8 of four leaves in use; the parts are [0, 4) and [4, 8), and the
+    # points 0 and 7 lie in the first and the third leaf: 4/8 and 4 * 2/8 to the power -1.
+    leaves, weights = filled(np.array([1.0, 5.0, 2.0, 0.0])).draw(np.array([0.0, 0.75]), 4, 1.0)
+    assert leaves.tolist() == [0, 2]
+    assert weights.tolist() == [1.0, 0.5]
+    assert weights.dtype == np.float32
+
+
+@given(
+    weights=hnp.arrays(np.float64, 7, elements=st.floats(0.01, 100)),
+    uniforms=hnp.arrays(np.float64, 5, elements=st.floats(0, 1, exclude_max=True)),
+    beta=st.floats(0, 1),
+)
+def test_compiled_draw_is_the_readable_one(
+    weights: NDArray[np.float64], uniforms: NDArray[np.float64], beta: float
+) -> None:
+    tree = filled(weights)
+    leaves, found = tree.draw(uniforms, 7, beta)
+    expected = draw_leaves.py_func(tree.nodes, uniforms, 7, beta)
+    assert np.array_equal(leaves, expected[0])
+    np.testing.assert_allclose(found, expected[1], rtol=1e-6)
