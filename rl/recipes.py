@@ -196,19 +196,28 @@ def dqn_cartpole() -> DQNConfig:
 
 
 def dqn_mountaincar() -> DQNConfig:
-    """DQN on MountainCar, with RL Zoo's numbers: at the top in some 105 steps."""
+    """DQN on MountainCar, double and over 5 steps: at the top in some 100 steps.
+
+    RL Zoo's numbers but for a memory of 50,000, a smaller rate and network, and more evaluations:
+    the rare first successes spread over five steps at once and are not forgotten.
+    """
     return DQNConfig(
         env="MountainCar-v0",
         env_steps=120_000,
         envs=1,
-        replay=Uniform(capacity=10_000),
-        optimizer=AdamW(learning_rate=4e-3, beta2=0.999),
+        network=QNetworkConfig(hidden=(64, 64)),
+        targets=DoubleQLearning(),
+        replay=Uniform(capacity=50_000),
+        n_step=5,
+        optimizer=AdamW(learning_rate=1e-3, beta2=0.999),
         exploration=Annealed(1.0, 0.07, 24_000),
         train_every=16,
         updates_per_train=8,
         batch_size=128,
         target_every=600,
         discount=0.98,
+        eval_every=3_000,
+        eval_episodes=50,
     )
 
 
