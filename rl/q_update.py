@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from rl.encoders import Vector
 from rl.networks import Network
@@ -59,6 +58,10 @@ class QUpdate:
         self.optimizer = optimizer
         self.max_norm = math.inf if max_norm is None else max_norm
         self._parameters: list[Tensor] = list(network.parameters())
+        # One stretch of memory holds all gradients, so that one call takes or scales their norm.
+        self._gradient = torch.empty(sum(p.numel() for p in self._parameters))
+        parts = self._gradient.split([p.numel() for p in self._parameters])
+        self._gradients = [x.view(p.shape) for x, p in zip(parts, self._parameters, strict=True)]
 
     @property
     def ready(self) -> bool:
@@ -81,25 +84,26 @@ class QUpdate:
             The loss; the norm of the gradient, NaN where nothing was changed; and Q of the actions
             ``(B,)``.
         """
-        loss, chosen, gradients = q_gradients(
-            self._parameters, observations, actions, targets, weights
+        loss, chosen = q_gradients(
+            self._parameters, self._gradients, observations, actions, targets, weights
         )
-        rows = [gradient.numpy().ravel() for gradient in gradients]
-        norm = math.sqrt(sum(float(np.dot(row, row)) for row in rows))
+        gradient = self._gradient.numpy()
+        norm = math.sqrt(np.dot(gradient, gradient))
         if not math.isfinite(norm) or not math.isfinite(loss):
             return loss, math.nan, chosen
         if norm > self.max_norm:
-            torch._foreach_mul_(gradients, self.max_norm / (norm + 1e-6))
+            self._gradient.mul_(self.max_norm / (norm + 1e-6))
         group, states = self.optimizer.param_groups[0], self.optimizer.state
         own = [states[parameter] for parameter in self._parameters]
-        adamw(
+        steps = [state["step"] for state in own]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(  # what the optimizer calls for each group of parameters
             self._parameters,
-            gradients,
+            self._gradients,
             [state["exp_avg"] for state in own],
             [state["exp_avg_sq"] for state in own],
             [],
-            [state["step"] for state in own],
-            fused=True,
+            steps,
             amsgrad=False,
             maximize=False,
             beta1=group["betas"][0],
@@ -113,12 +117,13 @@ class QUpdate:
 
 def q_gradients(
     parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
     observations: Tensor,
     actions: Tensor,
     targets: Tensor,
     weights: Tensor,
-) -> tuple[float, Tensor, list[Tensor]]:
-    r"""Return \sum_i weights_i Huber(Q(s_i, a_i) - targets_i), Q of the actions, and the gradient.
+) -> tuple[float, Tensor]:
+    r"""Return \sum_i weights_i Huber(Q(s_i, a_i) - targets_i) and Q of the actions, ``(B,)``.
 
     With x_0 the observations, x_{l+1} = max(W_l x_l + b_l, 0) but for the last layer:
 
@@ -127,6 +132,7 @@ def q_gradients(
 
     Args:
         parameters: W and b of each layer in turn.
+        gradients: Filled with the gradient of the sum by each.
         observations: ``(B, ...)``.
         actions: ``(B,)``.
         targets: ``(B,)``.
@@ -145,14 +151,14 @@ def q_gradients(
     pulls = weights * limited
     loss = torch.dot(pulls, errors - limited / 2)
     slopes = torch.zeros_like(q_values).scatter_(1, actions[:, None], pulls[:, None])
-    gradients: list[Tensor] = []
     for layer in range(len(inputs) - 1, -1, -1):
-        x = inputs[layer]
-        # The narrower of both first is faster; where that makes the transpose, it is small.
-        wide = slopes.shape[1] > x.shape[1]
-        matrix = (x.t() @ slopes).t().contiguous() if wide else slopes.t() @ x
-        gradients += [slopes.sum(0), matrix]
+        x, (matrix, vector) = inputs[layer], gradients[2 * layer : 2 * layer + 2]
+        if slopes.shape[1] > 8 * x.shape[1]:  # a narrow matrix is faster from the left
+            matrix.copy_((x.t() @ slopes).t())
+        else:
+            torch.mm(slopes.t(), x, out=matrix)
+        torch.sum(slopes, 0, out=vector)
         if layer:
             slopes = slopes @ parameters[2 * layer]
             slopes = torch.ops.aten.threshold_backward(slopes, x, 0)
-    return loss.item(), chosen, gradients[::-1]
+    return loss.item(), chosen

@@ -38,16 +38,16 @@ def readable_loss(network: Network, rows: Batch) -> tuple[Tensor, Tensor]:
     return (weights * q_losses(ExpectedValues(), chosen, targets)).sum(), chosen
 
 
-@pytest.mark.parametrize("hidden", [(), (8,), (16, 8), (8, 8, 8)])
+@pytest.mark.parametrize("hidden", [(), (8,), (64, 8), (8, 8, 8)])
 def test_gradients_equal_those_of_autograd(hidden: tuple[int, ...]) -> None:
     network, rows = build(QNetworkConfig(hidden=hidden)), batch(0)
     with torch.no_grad():
-        loss, chosen, gradients = q_gradients(list(network.parameters()), *rows)
+        gradients = [torch.empty_like(p) for p in network.parameters()]
+        loss, chosen = q_gradients(list(network.parameters()), gradients, *rows)
     expected, q_values = readable_loss(network, rows)
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(chosen, q_values.detach())
-    assert len(gradients) == 2 * (len(hidden) + 1)
     for gradient, parameter in zip(gradients, network.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-5, atol=1e-7)
 
