@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -249,7 +248,9 @@ def _learn(a: _Learner, sampler: np.random.Generator, noise: torch.Generator) ->
             sample_noise(a.target.network, noise)
         drawn = a.memory.sample(cfg.batch_size, sampler, batches)
         targets = _targets(a, drawn)
-        for k in range(batches):
+        made = _written_out(a, drawn, targets)
+        figures += made
+        for k in range(len(made), batches):
             rows = slice(k * size, (k + 1) * size)
             figures.append(_update(a, drawn.rows(rows.start, rows.stop), targets[rows]))
     return figures
@@ -269,20 +270,29 @@ def _targets(a: _Learner, rows: Transitions) -> Tensor:
 
 def _update(a: _Learner, rows: Transitions, targets: Tensor) -> Tensor:
     """Make one update; return its loss, the norm of its gradient and the mean Q, ``(3,)``."""
-    cfg, run, law = a.cfg, a.run, a.cfg.network.values
+    law = a.cfg.network.values
     observations, _ = split_masks(rows.observations, a.memory.masked)
-    weights = rows.weights / cfg.batch_size
-    if a.written_out is not None and a.written_out.ready:
-        assert isinstance(observations, Tensor)
-        loss, norm, chosen = a.written_out(observations, rows.actions, targets, weights)
-        if math.isfinite(norm):  # else nothing was changed, and what follows says what is wrong
-            if a.memory.prioritized:
-                a.memory.note_errors(q_errors(law, chosen, targets))
-            return torch.tensor([loss, norm, chosen.mean().item()])
     chosen = of_actions(a.model(observations), rows.actions)
-    run.backward((weights * q_losses(law, chosen, targets)).sum())
-    gradient_norm = run.step(a.optimizer, cfg.max_grad_norm)
+    losses = q_losses(law, chosen, targets)
+    a.run.backward((rows.weights * losses).sum() / a.cfg.batch_size)
+    norm = a.run.step(a.optimizer, a.cfg.max_grad_norm)
     if a.memory.prioritized:
         a.memory.note_errors(q_errors(law, chosen, targets))
-    mean = run.sum(law.mean(chosen.detach()).sum()) / cfg.batch_size
-    return torch.stack([run.loss, gradient_norm, mean])
+    mean = a.run.sum(law.mean(chosen.detach()).sum()) / a.cfg.batch_size
+    return torch.stack([a.run.loss, norm, mean])
+
+
+def _written_out(a: _Learner, rows: Transitions, targets: Tensor) -> list[Tensor]:
+    """Make updates as ``_update`` does, where that can be; return the same of each.
+
+    It stops before an update that is not finite, of which ``_update`` says what is wrong.
+    """
+    if a.written_out is None or not a.written_out.ready:
+        return []
+    observations, _ = split_masks(rows.observations, a.memory.masked)
+    assert isinstance(observations, Tensor)
+    weights, size = rows.weights / a.cfg.batch_size, a.cfg.batch_size
+    made, chosen = a.written_out(observations, rows.actions, targets, weights, size)
+    if a.memory.prioritized and len(made):
+        a.memory.note_errors(q_errors(a.cfg.network.values, chosen, targets))
+    return list(made)

@@ -9,16 +9,17 @@ checkpoints are the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rl.encoders import Vector
 from rl.networks import Network
 
-__all__ = ["QUpdate", "can_write_out", "q_gradients"]
+__all__ = ["QUpdate", "can_write_out"]
 
 
 def can_write_out(network: Network, optimizer: torch.optim.Optimizer) -> bool:
@@ -55,13 +56,17 @@ class QUpdate:
     def __init__(
         self, network: Network, optimizer: torch.optim.Optimizer, max_norm: float | None
     ) -> None:
+        from rl.huber_kernel import huber_slopes  # loads numba
+
+        self._huber_slopes = huber_slopes
         self.optimizer = optimizer
         self.max_norm = math.inf if max_norm is None else max_norm
         self._parameters: list[Tensor] = list(network.parameters())
         # One stretch of memory holds all gradients, so that one call takes or scales their norm.
         self._gradient = torch.empty(sum(p.numel() for p in self._parameters))
         parts = self._gradient.split([p.numel() for p in self._parameters])
-        self._gradients = [x.view(p.shape) for x, p in zip(parts, self._parameters, strict=True)]
+        self.gradients = [x.view(p.shape) for x, p in zip(parts, self._parameters, strict=True)]
+        """By each parameter, of the last update."""
 
     @property
     def ready(self) -> bool:
@@ -70,95 +75,106 @@ class QUpdate:
 
     @torch.no_grad()
     def __call__(
-        self, observations: Tensor, actions: Tensor, targets: Tensor, weights: Tensor
-    ) -> tuple[float, float, Tensor]:
-        """Make an update, unless loss or gradient are not finite.
+        self, observations: Tensor, actions: Tensor, targets: Tensor, weights: Tensor, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Make one update after the other, until a loss or gradient is not finite.
 
         Args:
             observations: ``(B, ...)``.
             actions: ``(B,)``, counted from 0.
             targets: ``(B,)``.
-            weights: ``(B,)``, of the rows' losses in their sum.
+            weights: ``(B,)``, of the rows' losses in the sum that an update is on.
+            size: Rows of an update, a divisor of B.
 
         Returns:
-            The loss; the norm of the gradient, NaN where nothing was changed; and Q of the actions
-            ``(B,)``.
+            Loss, norm of the gradient and mean Q of each update that was made, ``(updates, 3)``,
+            and Q of the actions in all of their rows.
         """
-        loss, chosen = q_gradients(
-            self._parameters, self._gradients, observations, actions, targets, weights
+        inputs = observations.flatten(1).float()
+        a, y, w = actions.numpy(), targets.numpy(), weights.numpy()
+        chosen = np.empty(len(actions), np.float32)
+        step, gradient, figures = self._adamw(), self._gradient.numpy(), []
+        for start in range(0, len(actions), size):
+            rows = slice(start, start + size)
+            loss = self.differentiate(inputs[rows], a[rows], y[rows], w[rows], chosen[rows])
+            norm = math.sqrt(np.dot(gradient, gradient))
+            if not math.isfinite(norm) or not math.isfinite(loss):
+                break
+            if norm > self.max_norm:
+                self._gradient.mul_(self.max_norm / (norm + 1e-6))
+            step()
+            figures.append((loss, norm, chosen[rows].mean()))
+        made = torch.tensor(figures).reshape(-1, 3)
+        return made, torch.from_numpy(chosen[: len(made) * size])
+
+    def differentiate(
+        self,
+        x: Tensor,
+        actions: NDArray[np.int64],
+        targets: NDArray[np.float32],
+        weights: NDArray[np.float32],
+        chosen: NDArray[np.float32],
+    ) -> float:
+        r"""Return \sum_i weights_i Huber(Q(x_i, actions_i) - targets_i); fill ``gradients``.
+
+        With x_0 the observations, x_{l+1} = max(W_l x_l + b_l, 0) but for the last layer, and
+        d_last the slopes of the loss by the Q values:
+
+            dW_l = d_l^T x_l,   db_l = \sum_i d_l,   d_{l-1} = d_l W_l where x_l > 0, else 0
+
+        Args:
+            x: ``(B, features)`` float32.
+            actions: ``(B,)``.
+            targets: ``(B,)``.
+            weights: ``(B,)``.
+            chosen: ``(B,)``, filled with Q of the actions.
+        """
+        parameters, inputs = self._parameters, []
+        for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
+            inputs.append(x)
+            x = torch.addmm(bias, x, weight.t()).relu_()
+        inputs.append(x)
+        q_values = torch.addmm(parameters[-1], x, parameters[-2].t())
+        slopes = torch.empty_like(q_values)
+        loss = self._huber_slopes(
+            q_values.numpy(), actions, targets, weights, slopes.numpy(), chosen
         )
-        gradient = self._gradient.numpy()
-        norm = math.sqrt(np.dot(gradient, gradient))
-        if not math.isfinite(norm) or not math.isfinite(loss):
-            return loss, math.nan, chosen
-        if norm > self.max_norm:
-            self._gradient.mul_(self.max_norm / (norm + 1e-6))
+        for layer in range(len(inputs) - 1, -1, -1):
+            x, (matrix, vector) = inputs[layer], self.gradients[2 * layer : 2 * layer + 2]
+            if slopes.shape[1] > 8 * x.shape[1]:  # a narrow matrix is faster from the left
+                matrix.copy_((x.t() @ slopes).t())
+            else:
+                torch.mm(slopes.t(), x, out=matrix)
+            torch.sum(slopes, 0, out=vector)
+            if layer:
+                slopes = slopes @ parameters[2 * layer]
+                slopes = torch.ops.aten.threshold_backward(slopes, x, 0)
+        return loss
+
+    def _adamw(self) -> Callable[[], None]:
+        """Return the optimizer's step from ``gradients``, on its own state."""
         group, states = self.optimizer.param_groups[0], self.optimizer.state
         own = [states[parameter] for parameter in self._parameters]
-        steps = [state["step"] for state in own]
-        torch._foreach_add_(steps, 1)
-        torch._fused_adamw_(  # what the optimizer calls for each group of parameters
-            self._parameters,
-            self._gradients,
-            [state["exp_avg"] for state in own],
-            [state["exp_avg_sq"] for state in own],
-            [],
-            steps,
-            amsgrad=False,
-            maximize=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-        )
-        return loss, norm, chosen
+        means, squares = [s["exp_avg"] for s in own], [s["exp_avg_sq"] for s in own]
+        steps, (beta1, beta2) = [s["step"] for s in own], group["betas"]
+        rate, decay, eps = group["lr"], group["weight_decay"], group["eps"]
 
+        def step() -> None:
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(  # what the optimizer calls for each group of parameters
+                self._parameters,
+                self.gradients,
+                means,
+                squares,
+                [],
+                steps,
+                amsgrad=False,
+                maximize=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=rate,
+                weight_decay=decay,
+                eps=eps,
+            )
 
-def q_gradients(
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    observations: Tensor,
-    actions: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-) -> tuple[float, Tensor]:
-    r"""Return \sum_i weights_i Huber(Q(s_i, a_i) - targets_i) and Q of the actions, ``(B,)``.
-
-    With x_0 the observations, x_{l+1} = max(W_l x_l + b_l, 0) but for the last layer:
-
-        d_last = weights clip(Q - targets, -1, 1) at the action, 0 elsewhere
-        dW_l = d_l^T x_l,   db_l = \sum_i d_l,   d_{l-1} = (d_l W_l) where x_l > 0, else 0
-
-    Args:
-        parameters: W and b of each layer in turn.
-        gradients: Filled with the gradient of the sum by each.
-        observations: ``(B, ...)``.
-        actions: ``(B,)``.
-        targets: ``(B,)``.
-        weights: ``(B,)``.
-    """
-    x = observations.flatten(1).float()
-    inputs = []
-    for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
-        inputs.append(x)
-        x = torch.addmm(bias, x, weight.t()).relu_()
-    inputs.append(x)
-    q_values = torch.addmm(parameters[-1], x, parameters[-2].t())
-    chosen = q_values.gather(1, actions[:, None]).squeeze(1)
-    errors = chosen - targets
-    limited = errors.clamp(-1, 1)
-    pulls = weights * limited
-    loss = torch.dot(pulls, errors - limited / 2)
-    slopes = torch.zeros_like(q_values).scatter_(1, actions[:, None], pulls[:, None])
-    for layer in range(len(inputs) - 1, -1, -1):
-        x, (matrix, vector) = inputs[layer], gradients[2 * layer : 2 * layer + 2]
-        if slopes.shape[1] > 8 * x.shape[1]:  # a narrow matrix is faster from the left
-            matrix.copy_((x.t() @ slopes).t())
-        else:
-            torch.mm(slopes.t(), x, out=matrix)
-        torch.sum(slopes, 0, out=vector)
-        if layer:
-            slopes = slopes @ parameters[2 * layer]
-            slopes = torch.ops.aten.threshold_backward(slopes, x, 0)
-    return loss.item(), chosen
+        return step

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -12,9 +10,10 @@ from launch.errors import UsageError
 from launch.optimizers import AdamW
 from launch.runtime import Runtime
 from rl import dqn
+from rl.huber_kernel import huber_slopes
 from rl.networks import Dueling, FactorisedNoise, Network, QNetworkConfig
 from rl.q_losses import of_actions, q_losses
-from rl.q_update import QUpdate, can_write_out, q_gradients
+from rl.q_update import QUpdate, can_write_out
 from rl.value_laws import ExpectedValues, QuantileValues
 
 VECTOR = spaces.Box(-1.0, 1.0, (2, 3))
@@ -41,15 +40,28 @@ def readable_loss(network: Network, rows: Batch) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("hidden", [(), (8,), (64, 8), (8, 8, 8)])
 def test_gradients_equal_those_of_autograd(hidden: tuple[int, ...]) -> None:
     network, rows = build(QNetworkConfig(hidden=hidden)), batch(0)
+    update = QUpdate(network, AdamW().build(network), None)
+    numbers, chosen = [x.numpy() for x in rows[1:]], np.empty(50, np.float32)
     with torch.no_grad():
-        gradients = [torch.empty_like(p) for p in network.parameters()]
-        loss, chosen = q_gradients(list(network.parameters()), gradients, *rows)
+        loss = update.differentiate(rows[0].flatten(1), *numbers, chosen)
     expected, q_values = readable_loss(network, rows)
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-5)
-    torch.testing.assert_close(chosen, q_values.detach())
-    for gradient, parameter in zip(gradients, network.parameters(), strict=True):
+    torch.testing.assert_close(torch.from_numpy(chosen), q_values.detach())
+    for gradient, parameter in zip(update.gradients, network.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_compiled_huber_loss_is_the_readable_one_and_that_of_a_hand_worked_case() -> None:
+    # Errors 1/2, 3 and -2 of weights 1, 2, 1: 1/8 + 2 * 5/2 + 3/2.
+    q_values = np.array([[0.5, 9.0], [9.0, 4.0], [-1.0, 9.0]], np.float32)
+    targets, weights = np.array([0.0, 1.0, 1.0], np.float32), np.array([1.0, 2.0, 1.0], np.float32)
+    for function in (huber_slopes, huber_slopes.py_func):
+        slopes, chosen = np.full((3, 2), 7.0, np.float32), np.empty(3, np.float32)
+        loss = function(q_values, np.array([0, 1, 0]), targets, weights, slopes, chosen)
+        assert loss == 6.625
+        assert slopes.tolist() == [[0.5, 0.0], [0.0, 2.0], [-1.0, 0.0]]
+        assert chosen.tolist() == [0.5, 4.0, -1.0]
 
 
 @pytest.mark.parametrize("max_norm", [None, 0.05, 100.0])
@@ -62,16 +74,22 @@ def test_updates_equal_those_of_runtime_and_optimizer(max_norm: float | None) ->
         run.backward(readable_loss(network, batch(0))[0])
         run.step(optimizer, max_norm)
     assert update.ready
-    for seed in range(1, 30):
-        run.backward(readable_loss(networks[0], batch(seed))[0])
-        norm = run.step(optimizers[0], max_norm).item()
-        found = update(*batch(seed))
-        assert found[0] == pytest.approx(run.loss.item(), rel=1e-4)
-        assert found[1] == pytest.approx(norm, rel=1e-4)
+    for seed in range(1, 30, 3):
+        figures = []
+        for rows in map(batch, range(seed, seed + 3)):
+            loss, chosen = readable_loss(networks[0], rows)
+            run.backward(loss)
+            norm = run.step(optimizers[0], max_norm)
+            figures.append(torch.stack([run.loss, norm, chosen.detach().mean()]))
+        made, chosen = update(
+            *map(torch.cat, zip(*map(batch, range(seed, seed + 3)), strict=True)), 50
+        )
+        torch.testing.assert_close(made, torch.stack(figures), rtol=1e-4, atol=1e-5)
+        assert chosen.view(3, 50).mean(1).tolist() == pytest.approx(made[:, 2].tolist(), abs=1e-6)
     for one, other in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
         first, second = optimizers[0].state[one], optimizers[1].state[other]
-        assert first["step"] == second["step"] == 30
+        assert first["step"] == second["step"] == 31
         torch.testing.assert_close(first["exp_avg_sq"], second["exp_avg_sq"], rtol=1e-3, atol=1e-9)
 
 
@@ -80,17 +98,21 @@ def test_first_update_is_left_to_the_optimizer() -> None:
     assert not QUpdate(network, AdamW().build(network), None).ready
 
 
-def test_what_is_not_finite_changes_nothing() -> None:
-    network = build(QNetworkConfig(hidden=(8,)))
-    optimizer, run = AdamW().build(network), Runtime()
-    run.backward(readable_loss(network, batch(0))[0])
-    run.step(optimizer)
-    before = [p.detach().clone() for p in network.parameters()]
+def test_updates_end_before_one_that_is_not_finite() -> None:
+    networks = [build(QNetworkConfig(hidden=(8,))) for _ in range(2)]
+    run, optimizers = Runtime(), [AdamW().build(network) for network in networks]
+    for network, optimizer in zip(networks, optimizers, strict=True):
+        run.backward(readable_loss(network, batch(0))[0])
+        run.step(optimizer)
     observations, actions, targets, weights = batch(1)
-    targets[3] = torch.nan
-    _, norm, _ = QUpdate(network, optimizer, 1.0)(observations, actions, targets, weights)
-    assert math.isnan(norm)
-    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    targets[27] = torch.nan  # in the third of five parts
+    rows = observations, actions, targets, weights
+    made, chosen = QUpdate(networks[0], optimizers[0], 1.0)(*rows, 10)
+    assert made.shape == (2, 3)
+    assert chosen.shape == (20,)
+    QUpdate(networks[1], optimizers[1], 1.0)(*(x[:20] for x in rows), 10)
+    pairs = zip(networks[0].parameters(), networks[1].parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_training_that_leaves_the_finite_says_at_which_step() -> None:
