@@ -67,30 +67,27 @@ class NStep:
         valid: NDArray[np.bool_],
     ) -> Rows | None:
         """Take in a step of B environments; return what it completes, oldest steps first."""
-        rewards = np.asarray(step.rewards, np.float64)
-        ended = valid & (terminated | truncated)
         taken, begins, environments, places = self._push(
             self._begun,
             self._held,
             self._rewards,
             self._discounts,
-            rewards,
+            np.asarray(step.rewards, np.float64),
             self.discount,
+            terminated,
+            truncated,
             valid,
-            ended,
         )
         for column, values in zip(self._flat, (*step.observations, step.actions), strict=True):
             column[begins] = values if len(taken) == self.count else values[taken]
         if not len(places):
             return None
         *observations, actions = (column.take(places, axis=0) for column in self._flat)
-        discounts = self._discounts.take(places)
-        discounts[terminated.take(environments)] = 0.0
         return Rows(
             observations,
             actions,
             self._rewards.take(places),
-            discounts,
+            self._discounts.take(places),
             [values.take(environments, axis=0) for values in step.next_observations],
         )
 

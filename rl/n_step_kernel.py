@@ -1,6 +1,6 @@
 """The sums over n steps, taken in and completed by compiled loops.
 
-Each reads as the Python that it is, too: tests call ``push.py_func``.
+Each is the Python that it reads as, too, under ``.py_func``, and tests hold both equal.
 """
 
 from __future__ import annotations
@@ -58,16 +58,20 @@ def take_in(
 def complete(
     begun: NDArray[np.int64],
     held: NDArray[np.bool_],
+    discounts: NDArray[np.float64],
+    terminated: NDArray[np.bool_],
+    truncated: NDArray[np.bool_],
     valid: NDArray[np.bool_],
-    ended: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Let go of the sums over n steps, and of all that are held where an episode has ended.
 
     Args:
         begun: ``(B,)``, after ``take_in``.
         held: ``(n, B)``, changed.
+        discounts: ``(n, B)``, 0 afterwards where the sum ends in a terminal state.
+        terminated: ``(B,)``.
+        truncated: ``(B,)``.
         valid: ``(B,)`` False where there was no step.
-        ended: ``(B,)`` whether a valid step was its episode's last.
 
     Returns:
         The environments of what was let go, oldest steps first, and where in ``held.ravel()``.
@@ -79,8 +83,11 @@ def complete(
         for b in range(count):
             # The slot that is next in turn holds the oldest step, if n are held at all.
             slot = (begun[b] + age) % steps
-            if held[slot, b] and (ended[b] or (valid[b] and age == 0)):
+            due = age == 0 or terminated[b] or truncated[b]
+            if valid[b] and held[slot, b] and due:
                 held[slot, b] = False
+                if terminated[b]:
+                    discounts[slot, b] = 0.0
                 environments[found], places[found] = b, slot * count + b
                 found += 1
     return environments[:found], places[:found]
@@ -94,10 +101,11 @@ def push(
     discounts: NDArray[np.float64],
     rewards: NDArray[np.float64],
     discount: float,
+    terminated: NDArray[np.bool_],
+    truncated: NDArray[np.bool_],
     valid: NDArray[np.bool_],
-    ended: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """``take_in``, then ``complete``."""
     taken, begins = take_in(begun, held, sums, discounts, rewards, discount, valid)
-    environments, places = complete(begun, held, valid, ended)
+    environments, places = complete(begun, held, discounts, terminated, truncated, valid)
     return taken, begins, environments, places
