@@ -28,7 +28,7 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 f32 = np.float32
 
-_AHEAD = 2
+_AHEAD = 3
 """Tokens between asking for a slot's cache and reading it. The caches of a rollout are larger than
 the processor's, and each slot's begins elsewhere, so it would wait for every one of them."""
 _LINE = 16

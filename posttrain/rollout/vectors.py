@@ -92,7 +92,7 @@ def store(typing: Untyped, x: Floats, i: int, vector: Vector) -> Typed:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba's has no types
 def fetch(typing: Untyped, x: Floats, i: int) -> Typed:
-    """Ask for the cache line of ``x[i]``, without waiting for it; ``i`` may lie outside."""
+    """Ask for the line of ``x[i]`` in the second cache, without waiting for it; ``i`` may lie outside."""
 
     def code(context: Untyped, builder: Untyped, signature: Untyped, given: Untyped) -> Untyped:
         address = builder.bitcast(
@@ -101,7 +101,7 @@ def fetch(typing: Untyped, x: Floats, i: int) -> Typed:
         name, word = "llvm.prefetch.p0", ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [address.type, word, word, word])
         function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-        builder.call(function, [address, word(0), word(3), word(1)])
+        builder.call(function, [address, word(0), word(2), word(1)])
         return context.get_dummy_value()
 
     return types.void(x, types.intp), code
