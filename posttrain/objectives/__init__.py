@@ -1,21 +1,47 @@
 """Objectives: one frozen dataclass a file, each a ratio of two sums."""
 
-from posttrain.objectives.base import Masked, Objective, clip_limits, needs_reference
+from posttrain.objectives.base import (
+    Chooser,
+    Masked,
+    Objective,
+    clip_limits,
+    clips_sequences,
+    needs_reference,
+    with_chosen,
+)
+from posttrain.objectives.cispo import CISPO
+from posttrain.objectives.covariance import ClipCov, KLCov
 from posttrain.objectives.dapo import DAPO
 from posttrain.objectives.dr_grpo import DrGRPO
+from posttrain.objectives.gmpo import GMPO
 from posttrain.objectives.grpo import GRPO
+from posttrain.objectives.gspo import GSPO
+from posttrain.objectives.luspo import LUSPO
+from posttrain.objectives.policy_gradient import PolicyGradient
+from posttrain.objectives.sapo import SAPO
 from posttrain.objectives.sft import SFT
 from posttrain.objectives.statistics import policy_metrics, policy_statistics
 
 __all__ = [
+    "CISPO",
     "DAPO",
+    "GMPO",
     "GRPO",
+    "GSPO",
+    "LUSPO",
+    "SAPO",
     "SFT",
+    "Chooser",
+    "ClipCov",
     "DrGRPO",
+    "KLCov",
     "Masked",
     "Objective",
+    "PolicyGradient",
     "clip_limits",
+    "clips_sequences",
     "needs_reference",
     "policy_metrics",
     "policy_statistics",
+    "with_chosen",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,13 +13,16 @@ if TYPE_CHECKING:
     from posttrain.rollout.batch import RolloutBatch
 
 __all__ = [
+    "Chooser",
     "Masked",
     "Objective",
     "check_clip",
     "clip_limits",
+    "clips_sequences",
     "count_rows",
     "counted",
     "needs_reference",
+    "with_chosen",
 ]
 
 
@@ -56,6 +61,59 @@ class Objective(Protocol):
         is exactly 0.
         """
         ...
+
+
+@runtime_checkable
+class Chooser(Protocol):
+    """An objective that singles tokens out by statistics of the whole batch.
+
+    A micro-batch cannot know them. So the trainer calls ``choose`` once on all counted tokens of
+    all processes, and what it returns goes with the batch as the field ``chosen``.
+    """
+
+    def choose(
+        self, log_probs: Tensor, advantages: Tensor, generator: torch.Generator, /
+    ) -> Tensor:
+        """Return ``(N,)`` bool of ``(N,)`` log-probs in nats and advantages, in order of rows.
+
+        ``generator`` is the same on every process.
+        """
+        ...
+
+
+def with_chosen(
+    objective: object,
+    batch: RolloutBatch,
+    generator: torch.Generator | None = None,
+    *,
+    gather: Callable[[Tensor], Tensor] | None = None,
+    rank: int = 0,
+) -> RolloutBatch:
+    """Return ``batch`` with the tokens that the objective singles out; as it is, if it does not.
+
+    The tokens are chosen by ``old_log_probs`` and ``advantages``, of the whole batch. Padding and
+    the number of processes do not change which.
+
+    Args:
+        objective: Any; one that is a ``Chooser`` is asked.
+        batch: This process's rows, not yet split.
+        generator: The same on every process; None starts one at 0.
+        gather: Returns the rows of every process in order of rank; None: there is but this one.
+        rank: Of this process.
+    """
+    if not isinstance(objective, Chooser):
+        return batch
+    if generator is None:
+        generator = torch.Generator().manual_seed(0)
+    log_probs, advantages = (x[batch.mask] for x in (batch.old_log_probs, batch.advantages))
+    mine, first = len(log_probs), 0
+    if gather is not None:
+        first = int(gather(torch.tensor([mine]))[:rank].sum())
+        log_probs, advantages = gather(log_probs), gather(advantages)
+    chosen = objective.choose(log_probs.detach(), advantages.detach(), generator)
+    spread = torch.zeros_like(batch.mask)
+    spread[batch.mask] = chosen[first : first + mine]
+    return replace(batch, chosen=spread)
 
 
 def counted(values: Tensor, mask: Tensor) -> Tensor:
@@ -98,7 +156,18 @@ def needs_reference(objective: Objective) -> bool:
 
 
 def clip_limits(objective: Objective) -> tuple[float, float]:
-    """Return ``(clip_low, clip_high)`` for the log; an objective without them clips nowhere."""
+    """Return ``(clip_low, clip_high)`` for the log; an objective without them clips nowhere.
+
+    One that clips something else than a ratio says with ``ratio_limits`` what it amounts to.
+    """
+    limits = getattr(objective, "ratio_limits", None)
+    if limits is not None:
+        return limits
     limits = (getattr(objective, name, float("inf")) for name in ("clip_low", "clip_high"))
     low, high = (float("inf") if limit is None else float(limit) for limit in limits)
     return low, high
+
+
+def clips_sequences(objective: Objective) -> bool:
+    """Return whether the limits are of a sequence's ratio rather than of a token's."""
+    return bool(getattr(objective, "clips_sequences", False))

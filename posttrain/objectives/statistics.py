@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from posttrain.objectives.base import counted
+from posttrain.objectives.sequence import row_means
 from rl.estimators.kl import k3
 
 if TYPE_CHECKING:
@@ -26,7 +27,12 @@ _QUANTILES = {"ratio/p01": 0.01, "ratio/p50": 0.5, "ratio/p99": 0.99}
 
 @torch.no_grad()
 def policy_statistics(
-    log_probs: Tensor, batch: RolloutBatch, clip_low: float, clip_high: float
+    log_probs: Tensor,
+    batch: RolloutBatch,
+    clip_low: float,
+    clip_high: float,
+    *,
+    sequences: bool = False,
 ) -> dict[str, Tensor]:
     """Return sums over the counted tokens; add them over micro-batches and processes.
 
@@ -35,14 +41,15 @@ def policy_statistics(
         batch: The rollouts; ``ref_log_probs`` is read if it is there.
         clip_low: The objective's lower limit of the ratio, as a distance from 1.
         clip_high: The objective's upper limit of the ratio, as a distance from 1.
+        sequences: The limits are of a sequence's ratio, the geometric mean of its tokens'.
 
     Returns:
         Tensors without gradient; all scalars but ``ratio_counts``, a histogram of the log-ratio:
 
         - ``tokens``: how many count;
         - ``ratio``: sum of the ratios w = policy / old policy;
-        - ``clipped_low``, ``clipped_high``: tokens whose gradient the limits cut off, because
-          A < 0 and w < 1 - clip_low, or A > 0 and w > 1 + clip_high;
+        - ``clipped_low``, ``clipped_high``: tokens that the limits concern, because A < 0 and
+          w < 1 - clip_low, or A > 0 and w > 1 + clip_high;
         - ``kl_old``: sum of estimates of KL(old policy || policy) in nats, by k3;
         - ``kl_ref``: the same of KL(policy || reference), if the batch has a reference.
     """
@@ -52,6 +59,7 @@ def policy_statistics(
     advantages = counted(batch.advantages, mask)
     log_ratio = current - old
     ratio = log_ratio.exp()
+    limited = row_means(log_ratio, mask).exp()[:, None] if sequences else ratio
     bins = (log_ratio / _BIN).round().clamp(-_BINS_EACH_WAY, _BINS_EACH_WAY).nan_to_num()
     counts = torch.zeros(2 * _BINS_EACH_WAY + 1, dtype=torch.int64, device=mask.device)
     counts.scatter_add_(0, bins.long().flatten() + _BINS_EACH_WAY, mask.long().flatten())
@@ -59,8 +67,8 @@ def policy_statistics(
         "tokens": mask.sum(),
         "ratio": counted(ratio, mask).sum(),
         "ratio_counts": counts,
-        "clipped_low": ((advantages < 0) & (ratio < 1 - clip_low)).sum(),
-        "clipped_high": ((advantages > 0) & (ratio > 1 + clip_high)).sum(),
+        "clipped_low": ((advantages < 0) & (limited < 1 - clip_low)).sum(),
+        "clipped_high": ((advantages > 0) & (limited > 1 + clip_high)).sum(),
         "kl_old": k3(old, current).sum(),
     }
     if batch.ref_log_probs is not None:

@@ -88,6 +88,8 @@ class RolloutBatch(TensorBatch):
     """float32 nats, under the frozen reference; needed where the KL term has a weight."""
     engine_log_probs: Tensor | None = shaped("B T", default=None)
     """float32 nats, as the engine computed them while sampling."""
+    chosen: Tensor | None = shaped("B T", default=None)
+    """bool, tokens that an objective singled out of the whole batch before it was split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -24,7 +24,13 @@ from posttrain.log_probs import (
 )
 from posttrain.models import LanguageModel
 from posttrain.objectives import GRPO
-from posttrain.objectives.base import Objective, clip_limits, needs_reference
+from posttrain.objectives.base import (
+    Objective,
+    clip_limits,
+    clips_sequences,
+    needs_reference,
+    with_chosen,
+)
 from posttrain.objectives.statistics import policy_metrics, policy_statistics
 from posttrain.rewards import Reward, score
 from posttrain.rollout import Engine, RolloutBatch, Sampling
@@ -151,6 +157,8 @@ def train_grpo(
             scores, parts = score(reward, samples, seconds=cfg.reward_seconds)  # (B,)
             advantages = cfg.advantages(scores.view(len(chosen), cfg.group_size))  # (P, G)
         batch = as_batch(rollout, advantages.flatten()).to(run.device)
+        stream = run.stream("chosen", step)
+        batch = with_chosen(cfg.objective, batch, stream, gather=run.gather, rank=run.rank)
         if reference is not None:
             with run.phase("log_probs"):
                 batch = with_reference(cfg, reference, batch)
@@ -261,7 +269,8 @@ def token_sums(
     cfg: GRPOConfig, log_probs: Tensor, entropy: Tensor, rows: RolloutBatch
 ) -> dict[str, Tensor]:
     """Return what is logged of an update, as sums over tokens."""
-    sums = policy_statistics(log_probs, rows, *clip_limits(cfg.objective))
+    sequences = clips_sequences(cfg.objective)
+    sums = policy_statistics(log_probs, rows, *clip_limits(cfg.objective), sequences=sequences)
     sums["entropy"] = torch.where(rows.mask, entropy, 0.0).sum()
     if rows.engine_log_probs is not None:
         gap = (rows.old_log_probs - rows.engine_log_probs).abs()

@@ -15,7 +15,19 @@ from launch.optimizers import AdamW
 from launch.runtime import Runtime
 from posttrain.data.tasks import Prompt
 from posttrain.models import LanguageModel, tiny_model, train_tokenizer
-from posttrain.objectives import DAPO, GRPO, DrGRPO
+from posttrain.objectives import (
+    CISPO,
+    DAPO,
+    GMPO,
+    GRPO,
+    GSPO,
+    LUSPO,
+    SAPO,
+    ClipCov,
+    DrGRPO,
+    KLCov,
+    PolicyGradient,
+)
 from posttrain.objectives.base import Objective
 from posttrain.rewards import Sample
 from posttrain.rollout import Rollout, Sampling
@@ -113,6 +125,22 @@ def test_two_updates_of_a_rollout_leave_the_old_policy_where_it_was(
     (record,) = train(cfg, lm, tmp_path / "run")
     assert record["ratio/p99"] > 1.0
     assert record["kl/old"] > 0
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [CISPO(), GMPO(), GSPO(), LUSPO(), SAPO(), PolicyGradient(), ClipCov(cov_low=0.0), KLCov()],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_every_objective_trains_and_micro_batches_do_not_change_it(
+    made: LanguageModel, objective: Objective
+) -> None:
+    cfg = replace(CONFIG, steps=1, updates_per_rollout=2, objective=objective)
+    whole, parts = (replace(made, model=copy.deepcopy(made.model)) for _ in range(2))
+    train(cfg, whole)
+    train(replace(cfg, micro_batch=3), parts)
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-4, atol=2e-5)
+    assert not all(torch.equal(x, weights(made)[name]) for name, x in weights(whole).items())
 
 
 @pytest.mark.parametrize(
