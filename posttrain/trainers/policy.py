@@ -35,7 +35,7 @@ from posttrain.objectives.statistics import policy_metrics, policy_statistics
 from posttrain.rewards import Reward, score
 from posttrain.rollout import Engine, RolloutBatch, Sampling
 from posttrain.rollout.samples import as_samples
-from posttrain.trainers.advantages import Advantages, GroupRelative, LeaveOneOut
+from posttrain.trainers.advantages import Advantages, GroupRelative, LeaveOneOut, estimate
 from posttrain.trainers.rollouts import (
     FlatGroups,
     as_batch,
@@ -155,7 +155,13 @@ def train_grpo(
             answers = [prompt.answer for prompt in chosen]
             samples = as_samples(lm.tokenizer, encoded, answers, rollout, cfg.group_size)
             scores, parts = score(reward, samples, seconds=cfg.reward_seconds)  # (B,)
-            advantages = cfg.advantages(scores.view(len(chosen), cfg.group_size))  # (P, G)
+            advantages = estimate(
+                cfg.advantages,
+                scores.view(-1, cfg.group_size),
+                rollout.mask.sum(-1).cpu().view(-1, cfg.group_size),
+                gather=run.gather,
+                share=run.share(cfg.prompts_per_step),
+            )  # (P, G)
         batch = as_batch(rollout, advantages.flatten()).to(run.device)
         stream = run.stream("chosen", step)
         batch = with_chosen(cfg.objective, batch, stream, gather=run.gather, rank=run.rank)

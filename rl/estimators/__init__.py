@@ -7,6 +7,9 @@ from rl.estimators.advantages import (
     generalized_advantages,
     group_relative_advantages,
     leave_one_out_advantages,
+    maxrl_advantages,
+    process_supervised_advantages,
+    reinforce_plus_plus_advantages,
 )
 from rl.estimators.kl import k1, k2, k3
 from rl.estimators.masking import masked_mean, masked_standardize, masked_sum
@@ -47,10 +50,13 @@ __all__ = [
     "masked_mean",
     "masked_standardize",
     "masked_sum",
+    "maxrl_advantages",
     "n_step_returns",
+    "process_supervised_advantages",
     "q_learning_targets",
     "q_sigma_returns",
     "quantile_huber_loss",
+    "reinforce_plus_plus_advantages",
     "retrace",
     "squashed_gaussian_log_prob",
     "tree_backup",

@@ -31,7 +31,15 @@ from posttrain.objectives import (
 from posttrain.objectives.base import Objective
 from posttrain.rewards import Sample
 from posttrain.rollout import Rollout, Sampling
-from posttrain.trainers import GRPOConfig, LeaveOneOut, train_grpo
+from posttrain.trainers import (
+    BatchRelative,
+    GRPOConfig,
+    LeaveOneOut,
+    MaxRL,
+    ReinforcePlusPlus,
+    train_grpo,
+)
+from posttrain.trainers.advantages import Advantages
 from posttrain.trainers.rollouts import FlatGroups, as_batch, rollout_figures
 
 TEXTS = [f"{a} plus {b} is {a + b}" for a in range(10) for b in range(10)]
@@ -190,6 +198,17 @@ def test_sample_rows_and_figures_are_logged(lm: LanguageModel, tmp_path: Path) -
     assert expected <= records[0].keys()
     samples = [json.loads(x) for x in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in samples] == [1] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize(
+    "advantages",
+    [BatchRelative(), MaxRL(), ReinforcePlusPlus()],
+    ids=lambda advantages: type(advantages).__name__,
+)
+def test_advantages_of_other_kinds_train(lm: LanguageModel, advantages: Advantages) -> None:
+    before = weights(lm)
+    train(replace(CONFIG, steps=1, advantages=advantages), lm)
+    assert not all(torch.equal(x, before[name]) for name, x in weights(lm).items())
 
 
 def test_model_is_in_the_mode_it_was_in(lm: LanguageModel) -> None:

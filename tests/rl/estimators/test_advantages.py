@@ -14,6 +14,9 @@ from rl.estimators import (
     generalized_advantages,
     group_relative_advantages,
     leave_one_out_advantages,
+    maxrl_advantages,
+    process_supervised_advantages,
+    reinforce_plus_plus_advantages,
 )
 
 Std = Literal["population", "sample"] | None
@@ -208,6 +211,193 @@ def test_leave_one_out_baseline_does_not_depend_on_its_own_reward(
     baseline = rewards[:, 0] - leave_one_out_advantages(rewards)[:, 0]
     after = other[:, 0] - leave_one_out_advantages(other)[:, 0]
     torch.testing.assert_close(after, baseline, rtol=1e-9, atol=1e-9)
+
+
+# --- over the batch ---------------------------------------------------------------------------
+
+
+def test_deviation_of_the_batch_divides_what_the_group_mean_is_taken_from() -> None:
+    # (4, 0), (1, 3): group means 2, 2; of all four: mean 2, squares 4 + 4 + 1 + 1 = 10
+    rewards = torch.tensor([[4.0, 0.0], [1.0, 3.0]], dtype=torch.float64)
+    centred = torch.tensor([[2.0, -2.0], [-1.0, 1.0]], dtype=torch.float64)
+    for std, count in (("population", 4), ("sample", 3)):
+        actual = group_relative_advantages(rewards, std=std, eps=0.5, over="batch")  # type: ignore[arg-type]  # a str
+        torch.testing.assert_close(actual, centred / (math.sqrt(10 / count) + 0.5))
+    equal(group_relative_advantages(rewards, std=None, over="batch"), centred)
+
+
+def test_deviation_of_the_batch_counts_the_distance_between_groups() -> None:
+    # All rewards 0, 0, 4, 4: deviation 2, but each group is level: exactly 0.
+    level = torch.tensor([[0.1, 0.1], [4.0, 4.0]])
+    equal(group_relative_advantages(level, std="sample", over="batch"), torch.zeros(2, 2))
+    # (0, 0.5) beside (8, 8.5): mean 4.25, squares 2 (4.25^2 + 3.75^2) = 64.25, over 4
+    two = torch.tensor([[0.0, 0.5], [8.0, 8.5]], dtype=torch.float64)
+    expected = torch.tensor([[-0.25, 0.25]] * 2).double() / math.sqrt(64.25 / 4)
+    actual = group_relative_advantages(two, std="population", over="batch")
+    torch.testing.assert_close(actual, expected)
+
+
+def test_one_group_is_its_own_batch() -> None:
+    rewards = torch.randn(3, 1, 5, generator=torch.Generator().manual_seed(0)).double()
+    for std in STDS:
+        torch.testing.assert_close(
+            group_relative_advantages(rewards, std=std, eps=0.1, over="batch"),
+            group_relative_advantages(rewards, std=std, eps=0.1),
+        )
+    assert group_relative_advantages(torch.zeros(0, 4), std="sample", over="batch").shape == (0, 4)
+
+
+def test_over_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"over='rows' is unknown.*'group' or the 'batch'"):
+        group_relative_advantages(torch.ones(2, 2), std=None, over="rows")  # type: ignore[arg-type]  # on purpose
+    with pytest.raises(ValueError, match=r"over='batch' needs the groups"):
+        group_relative_advantages(torch.ones(2), std="population", over="batch")
+
+
+# --- relative to the success rate -------------------------------------------------------------
+
+
+def test_maxrl_of_hand_worked_groups() -> None:
+    # (1, 0, 0, 0): mean 1/4: 3, -1, -1, -1.  (2, 1, 0, 1): mean 1.  None right: 0.
+    rewards = torch.tensor([[1.0, 0, 0, 0], [2, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
+    expected = torch.tensor([[3.0, -1, -1, -1], [1, 0, -1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    equal(maxrl_advantages(rewards), expected)
+
+
+@given(rewards=groups.map(torch.abs), unit=st.sampled_from([0.25, 2.0, 1e30]))
+def test_maxrl_is_the_centred_reward_over_the_mean_in_any_unit(
+    rewards: Tensor, unit: float
+) -> None:
+    rewards = (rewards * 64).round() / 64
+    mean = rewards.mean(-1, keepdim=True)
+    expected = torch.where(mean == 0, 0.0, (rewards - mean) / mean)
+    torch.testing.assert_close(maxrl_advantages(rewards * unit), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("reward", [0.1, 1 / 3, 3e38, 1e-45])
+def test_maxrl_of_equal_rewards_is_exactly_0(reward: float) -> None:
+    equal(maxrl_advantages(torch.full((2, 7), reward)), torch.zeros(2, 7))
+
+
+def test_maxrl_refuses_negative_rewards() -> None:
+    with pytest.raises(ValueError, match=r"reward of -0\.5.*0 or more"):
+        maxrl_advantages(torch.tensor([[1.0, -0.5]]))
+
+
+# --- over all tokens --------------------------------------------------------------------------
+
+MASK = torch.tensor([[False, True, True, True], [False, True, False, False]])
+
+
+def test_reinforce_plus_plus_of_hand_worked_rows() -> None:
+    # rewards 0 (three tokens) and 4 (one): mean 1, squares 3 + 9 = 12
+    rewards = torch.tensor([0.0, 4.0], dtype=torch.float64)
+    centred = torch.tensor([[0.0, -1, -1, -1], [0, 3, 0, 0]]).double()
+    for std, scale in (("population", math.sqrt(3)), ("sample", 2.0), (None, 1.0)):
+        actual = reinforce_plus_plus_advantages(rewards, MASK, std=std)  # type: ignore[arg-type]  # a str
+        torch.testing.assert_close(actual, centred / scale)
+
+
+def test_reinforce_plus_plus_of_equal_rewards_is_exactly_0() -> None:
+    for std in STDS:
+        for reward in (0.1, 1 / 3, 3e38, 1e-45):
+            rewards = torch.full((2,), reward)
+            equal(reinforce_plus_plus_advantages(rewards, MASK, std=std), torch.zeros(2, 4))
+
+
+def test_reinforce_plus_plus_does_not_count_rows_without_tokens() -> None:
+    rewards = torch.tensor([0.0, 4.0, math.nan])
+    mask = torch.cat([MASK, torch.zeros(1, 4, dtype=torch.bool)])
+    actual = reinforce_plus_plus_advantages(rewards, mask, std="population")
+    equal(actual[:2], reinforce_plus_plus_advantages(rewards[:2], MASK, std="population"))
+    equal(actual[2], torch.zeros(4))
+    nothing = reinforce_plus_plus_advantages(rewards, torch.zeros_like(mask), std="sample")
+    equal(nothing, torch.zeros(3, 4))
+    assert reinforce_plus_plus_advantages(rewards[:0], mask[:0], std="sample").shape == (0, 4)
+
+
+def test_reinforce_plus_plus_checks_its_shapes_and_its_std() -> None:
+    with pytest.raises(ValueError, match=r"shape \(3,\) for a mask of shape \(2, 4\)"):
+        reinforce_plus_plus_advantages(torch.ones(3), MASK, std=None)
+    with pytest.raises(ValueError, match="std='unbiased' is unknown"):
+        reinforce_plus_plus_advantages(torch.ones(2), MASK, std="unbiased")  # type: ignore[arg-type]  # on purpose
+
+
+@given(seed=st.integers(0, 999), shift=st.integers(-9, 9), factor=st.sampled_from([0.5, 3.0]))
+def test_reinforce_plus_plus_has_mean_0_and_deviation_1_over_tokens(
+    seed: int, shift: int, factor: float
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    rewards = torch.randint(9, (6,), generator=g).double()
+    mask = torch.rand(6, 5, generator=g) < 0.6
+    advantages = reinforce_plus_plus_advantages(rewards, mask, std="population")
+    spread = rewards[mask.any(1)].unique().numel() > 1
+    torch.testing.assert_close(advantages[mask].mean().item(), 0.0, rtol=0, atol=1e-12)
+    if spread:
+        deviation = advantages[mask].std(correction=0).item()
+        torch.testing.assert_close(deviation, 1.0, rtol=1e-12, atol=0)
+    moved = reinforce_plus_plus_advantages(factor * (rewards + shift), mask, std="population")
+    torch.testing.assert_close(moved, advantages)
+
+
+# --- steps ------------------------------------------------------------------------------------
+
+STEPS = torch.tensor([[[1.0, 0.0, 2.0], [1.0, math.nan, math.inf]]], dtype=torch.float64)
+STEP_MASK = torch.tensor([[[True, True, True], [True, False, False]]])
+
+
+def test_process_supervised_advantages_of_hand_worked_steps() -> None:
+    # counted 1 0 2 1: mean 1, squares 2: z = 0 -1 1 0 over the deviation; sums from each step on
+    sums = torch.tensor([[[0.0, 0, 1], [0, 0, 0]]]).double()
+    for std, scale in (("population", math.sqrt(2 / 4)), ("sample", math.sqrt(2 / 3)), (None, 1)):
+        actual = process_supervised_advantages(STEPS, STEP_MASK, std=std)  # type: ignore[arg-type]  # a str
+        torch.testing.assert_close(actual, sums / scale)
+    eps = process_supervised_advantages(STEPS, STEP_MASK, std="population", eps=0.5)
+    torch.testing.assert_close(eps, sums / (math.sqrt(0.5) + 0.5))
+
+
+def test_a_step_is_credited_with_what_comes_after_it() -> None:
+    # one completion with steps 0 and 4 beside one with 2: mean 2: z = -2 2 | 0; sums 0 2 | 0
+    steps = torch.tensor([[[0.0, 4.0], [2.0, 9.0]]])
+    mask = torch.tensor([[[True, True], [True, False]]])
+    actual = process_supervised_advantages(steps, mask, std=None)
+    equal(actual, torch.tensor([[[0.0, 2.0], [0.0, 0.0]]]))
+
+
+def test_process_supervised_advantages_of_equal_steps_are_exactly_0() -> None:
+    for std in STDS:
+        for reward in (0.1, 1 / 3, 3e38, 1e-45):
+            steps = torch.where(STEP_MASK, reward, math.nan)
+            equal(process_supervised_advantages(steps, STEP_MASK, std=std), torch.zeros_like(steps))
+    nothing = torch.zeros_like(STEP_MASK)
+    equal(process_supervised_advantages(STEPS, nothing, std="sample"), torch.zeros_like(STEPS))
+
+
+def test_groups_of_steps_are_normalised_apart() -> None:
+    g = torch.Generator().manual_seed(3)
+    steps = torch.randn(4, 3, 5, generator=g).double()
+    mask = torch.rand(4, 3, 5, generator=g) < 0.7
+    for std in STDS:
+        whole = process_supervised_advantages(steps, mask, std=std)
+        for p in range(4):
+            one = process_supervised_advantages(steps[p : p + 1], mask[p : p + 1], std=std)
+            torch.testing.assert_close(whole[p : p + 1], one)
+
+
+def test_one_step_a_completion_is_outcome_supervision() -> None:
+    rewards = torch.randn(3, 5, 1, generator=torch.Generator().manual_seed(0)).double()
+    for std in STDS:
+        steps = process_supervised_advantages(rewards, torch.ones(3, 5, 1).bool(), std=std)
+        torch.testing.assert_close(
+            steps[..., 0], group_relative_advantages(rewards[..., 0], std=std)
+        )
+
+
+def test_process_supervised_advantages_check_their_shapes() -> None:
+    with pytest.raises(ValueError, match=r"step_rewards of shape \(1, 2, 3\).*\(1, 2\)"):
+        process_supervised_advantages(STEPS, STEP_MASK[..., 0], std=None)
+    with pytest.raises(ValueError, match=r"eps=-1"):
+        process_supervised_advantages(STEPS, STEP_MASK, std=None, eps=-1.0)
 
 
 # --- generalized ------------------------------------------------------------------------------
