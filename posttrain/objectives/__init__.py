@@ -17,6 +17,12 @@ from posttrain.objectives.gmpo import GMPO
 from posttrain.objectives.grpo import GRPO
 from posttrain.objectives.gspo import GSPO
 from posttrain.objectives.luspo import LUSPO
+from posttrain.objectives.mismatch import (
+    IcePop,
+    MaskedImportance,
+    Mismatch,
+    TruncatedImportance,
+)
 from posttrain.objectives.policy_gradient import PolicyGradient
 from posttrain.objectives.sapo import SAPO
 from posttrain.objectives.sft import SFT
@@ -34,10 +40,14 @@ __all__ = [
     "Chooser",
     "ClipCov",
     "DrGRPO",
+    "IcePop",
     "KLCov",
     "Masked",
+    "MaskedImportance",
+    "Mismatch",
     "Objective",
     "PolicyGradient",
+    "TruncatedImportance",
     "clip_limits",
     "clips_sequences",
     "needs_reference",

@@ -31,6 +31,7 @@ from posttrain.objectives.base import (
     needs_reference,
     with_chosen,
 )
+from posttrain.objectives.mismatch import Mismatch
 from posttrain.objectives.statistics import policy_metrics, policy_statistics
 from posttrain.rewards import Reward, score
 from posttrain.rollout import Engine, RolloutBatch, Sampling
@@ -44,6 +45,7 @@ from posttrain.trainers.rollouts import (
     stopping,
 )
 from posttrain.trainers.supervised import TOKENS_PER_MICRO_BATCH, check_loop, check_micro_batch
+from rl.estimators import k3
 
 __all__ = ["GRPOConfig", "Probe", "train_grpo"]
 
@@ -57,6 +59,9 @@ class GRPOConfig:
 
     objective: Objective = field(default_factory=GRPO)
     advantages: Advantages = field(default_factory=GroupRelative)
+    mismatch: Mismatch | None = None
+    """Weighs tokens by how far the engine that sampled is from the trainer; None does not. The
+    distance is logged either way."""
     sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=256))
     """The model's own stop tokens are used where none are given."""
     optimizer: OptimizerConfig = field(default_factory=lambda: AdamW(learning_rate=1e-6))
@@ -227,11 +232,22 @@ def update(
             if number == 0:
                 old_log_probs.append(log_probs.detach())
             part = replace(rows, old_log_probs=old_log_probs[index])
-            run.backward(cfg.objective(log_probs, part) / scale)
+            run.backward(cfg.objective(log_probs, weighted(cfg.mismatch, part)) / scale)
             for name, value in token_sums(cfg, log_probs.detach(), entropy, part).items():
                 sums[name] = sums[name] + value if name in sums else value
         grad_norm = run.step(optimizer, cfg.max_grad_norm)
     return sums, grad_norm
+
+
+def weighted(mismatch: Mismatch | None, rows: RolloutBatch) -> RolloutBatch:
+    """Return the rows with advantages weighed against the mismatch.
+
+    Every gain is proportional to its advantage, so this weighs the gains, and no KL penalty.
+    """
+    if mismatch is None or rows.engine_log_probs is None:
+        return rows
+    weights = mismatch(rows.old_log_probs, rows.engine_log_probs, rows.mask)
+    return replace(rows, advantages=rows.advantages * weights)
 
 
 def policy_log_probs(
@@ -281,13 +297,20 @@ def token_sums(
     if rows.engine_log_probs is not None:
         gap = (rows.old_log_probs - rows.engine_log_probs).abs()
         sums["mismatch"] = torch.where(rows.mask, gap, 0.0).sum()
+        divergence = k3(rows.engine_log_probs, rows.old_log_probs)
+        sums["mismatch/kl"] = torch.where(rows.mask, divergence, 0.0).sum()
+        if cfg.mismatch is not None:
+            weights = cfg.mismatch(rows.old_log_probs, rows.engine_log_probs, rows.mask)
+            sums["mismatch/weight"] = weights.sum()
+            sums["mismatch/left_out"] = (rows.mask & (weights == 0)).sum()
     return sums
 
 
 def update_figures(sums: Mapping[str, Tensor]) -> dict[str, Metric]:
     """Return means and quantiles of sums over all tokens of all processes."""
     tokens = sums["tokens"].clamp(min=1)
-    means = {name: sums[name] / tokens for name in ("entropy", "mismatch") if name in sums}
+    names = [name for name in sums if name == "entropy" or name.startswith("mismatch")]
+    means = {name: sums[name] / tokens for name in names}
     return {**means, **policy_metrics(sums)}
 
 

@@ -25,8 +25,10 @@ from posttrain.objectives import (
     SAPO,
     ClipCov,
     DrGRPO,
+    IcePop,
     KLCov,
     PolicyGradient,
+    TruncatedImportance,
 )
 from posttrain.objectives.base import Objective
 from posttrain.rewards import Sample
@@ -209,6 +211,36 @@ def test_advantages_of_other_kinds_train(lm: LanguageModel, advantages: Advantag
     before = weights(lm)
     train(replace(CONFIG, steps=1, advantages=advantages), lm)
     assert not all(torch.equal(x, before[name]) for name, x in weights(lm).items())
+
+
+@dataclass
+class Half:
+    def __call__(
+        self, old_log_probs: torch.Tensor, engine_log_probs: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        return torch.where(mask, 0.5, 0.0)
+
+
+def test_mismatch_weighs_the_gains_and_is_logged(made: LanguageModel, tmp_path: Path) -> None:
+    norms = []
+    for name, mismatch in (
+        ("none", None),
+        ("agrees", TruncatedImportance(2.0)),
+        ("half", Half()),
+        ("far", IcePop(1.0, 1.0)),
+    ):
+        cfg = replace(CONFIG, steps=1, mismatch=mismatch, max_grad_norm=1e9)
+        lm = replace(made, model=copy.deepcopy(made.model))
+        (record,) = train(cfg, lm, tmp_path / name)
+        assert record["mismatch"] < 1e-4
+        assert 0 <= record["mismatch/kl"] < 1e-6
+        norms.append(record["grad_norm"])
+        if mismatch is None:
+            assert "mismatch/weight" not in record
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+    assert norms[2] == pytest.approx(norms[0] / 2, rel=1e-3)
+    # Ratios that differ from 1 by rounding are left out, and counted.
+    assert record["mismatch/weight"] == pytest.approx(1 - record["mismatch/left_out"])
 
 
 def test_model_is_in_the_mode_it_was_in(lm: LanguageModel) -> None:
