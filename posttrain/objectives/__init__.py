@@ -24,6 +24,7 @@ from posttrain.objectives.mismatch import (
     TruncatedImportance,
 )
 from posttrain.objectives.policy_gradient import PolicyGradient
+from posttrain.objectives.preference import DPO, IPO, KTO, ORPO, SimPO
 from posttrain.objectives.sapo import SAPO
 from posttrain.objectives.sft import SFT
 from posttrain.objectives.statistics import policy_metrics, policy_statistics
@@ -31,10 +32,14 @@ from posttrain.objectives.statistics import policy_metrics, policy_statistics
 __all__ = [
     "CISPO",
     "DAPO",
+    "DPO",
     "GMPO",
     "GRPO",
     "GSPO",
+    "IPO",
+    "KTO",
     "LUSPO",
+    "ORPO",
     "SAPO",
     "SFT",
     "Chooser",
@@ -47,6 +52,7 @@ __all__ = [
     "Mismatch",
     "Objective",
     "PolicyGradient",
+    "SimPO",
     "TruncatedImportance",
     "clip_limits",
     "clips_sequences",

@@ -150,9 +150,13 @@ def check_clip(clip_low: float, clip_high: float) -> None:
             )
 
 
-def needs_reference(objective: Objective) -> bool:
-    """Return whether the objective reads ``ref_log_probs``: it has a ``kl_weight`` above 0."""
-    return bool(getattr(objective, "kl_weight", 0.0) > 0)
+def needs_reference(objective: object) -> bool:
+    """Return whether the objective reads ``ref_log_probs``.
+
+    It says so itself with ``needs_reference``, or it has a ``kl_weight`` above 0.
+    """
+    weighs = getattr(objective, "kl_weight", 0.0) > 0
+    return bool(getattr(objective, "needs_reference", False) or weighs)
 
 
 def clip_limits(objective: Objective) -> tuple[float, float]:
