@@ -5,11 +5,18 @@ from posttrain.rewards.base import Reward, Sample
 from posttrain.rewards.checking import RewardError, check_rewards, checked
 from posttrain.rewards.combine import WeightedSum, score
 from posttrain.rewards.format import FormatReward
+from posttrain.rewards.language import LanguageConsistency
+from posttrain.rewards.length import CosineLength, OverlongPenalty
 from posttrain.rewards.named import parse_reward
+from posttrain.rewards.repetition import RepetitionPenalty
 
 __all__ = [
     "AnswerReward",
+    "CosineLength",
     "FormatReward",
+    "LanguageConsistency",
+    "OverlongPenalty",
+    "RepetitionPenalty",
     "Reward",
     "RewardError",
     "Sample",
