@@ -33,9 +33,10 @@ class RepetitionPenalty:
 
     def __call__(self, samples: Sequence[Sample], /) -> Tensor:
         """Return ``(B,)`` float32 between -1 and 0."""
-        units = [sample.tokens or tuple(sample.completion.split()) for sample in samples]
-        shares = torch.tensor([repeated_share(unit, self.n) for unit in units])
-        return -shares if len(shares) else torch.zeros(0)
+        shares = [
+            repeated_share(sample.tokens or sample.completion.split(), self.n) for sample in samples
+        ]
+        return 0.0 - torch.tensor(shares, dtype=torch.float32)
 
 
 def repeated_share(units: Sequence[Hashable], n: int) -> float:

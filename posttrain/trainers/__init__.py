@@ -7,11 +7,13 @@ from posttrain.trainers.advantages import (
     MaxRL,
     ReinforcePlusPlus,
 )
+from posttrain.trainers.collection import DynamicSampling
 from posttrain.trainers.policy import GRPOConfig, train_grpo
 from posttrain.trainers.supervised import SFTConfig, train_sft
 
 __all__ = [
     "BatchRelative",
+    "DynamicSampling",
     "GRPOConfig",
     "GroupRelative",
     "LeaveOneOut",

@@ -15,8 +15,6 @@ from launch.metrics import Mean, Metric, Rate
 from launch.optimizers import AdamW, OptimizerConfig
 from launch.runtime import Runtime
 from launch.schedule import Cosine, Schedule, set_learning_rate
-from posttrain.data.chat import encode_prompt
-from posttrain.data.order import shuffled
 from posttrain.data.tasks.base import Task
 from posttrain.log_probs import (
     shared_prompt_log_probs_and_entropy,
@@ -33,16 +31,17 @@ from posttrain.objectives.base import (
 )
 from posttrain.objectives.mismatch import Mismatch
 from posttrain.objectives.statistics import policy_metrics, policy_statistics
-from posttrain.rewards import Reward, score
+from posttrain.rewards import Reward
 from posttrain.rollout import Engine, RolloutBatch, Sampling
-from posttrain.rollout.samples import as_samples
 from posttrain.trainers.advantages import Advantages, GroupRelative, LeaveOneOut, estimate
+from posttrain.trainers.collection import Collector, DynamicSampling
 from posttrain.trainers.rollouts import (
     FlatGroups,
     as_batch,
     rollout_figures,
     sample_rows,
     stopping,
+    trained_mask,
 )
 from posttrain.trainers.supervised import TOKENS_PER_MICRO_BATCH, check_loop, check_micro_batch
 from rl.estimators import k3
@@ -59,6 +58,11 @@ class GRPOConfig:
 
     objective: Objective = field(default_factory=GRPO)
     advantages: Advantages = field(default_factory=GroupRelative)
+    dynamic_sampling: DynamicSampling | None = None
+    """Replace groups of equal rewards, as DAPO does; None trains on what was drawn first."""
+    mask_truncated: bool = False
+    """Train on no completion that was cut off at max_tokens (DAPO's overlong filtering). Its
+    reward still counts in its group."""
     mismatch: Mismatch | None = None
     """Weighs tokens by how far the engine that sampled is from the trainer; None does not. The
     distance is logged either way."""
@@ -141,7 +145,9 @@ def train_grpo(
     reference = copy.deepcopy(lm.model).eval() if needs_reference(cfg.objective) else None
     optimizer = cfg.optimizer.build(lm.model)
     model, optimizer = run.prepare(lm.model, optimizer)
-    engine, flat_groups = Engine(lm.model), FlatGroups()
+    engine = Engine(lm.model)
+    collector = Collector(cfg, engine, lm, prompts, sampling, reward, run)
+    flat_groups = FlatGroups(rounds=cfg.dynamic_sampling.rounds if cfg.dynamic_sampling else 0)
     run.print(about_loss(cfg))
     for step in run.steps(
         cfg.steps,
@@ -150,24 +156,17 @@ def train_grpo(
         headline=("reward", "length/mean", "entropy"),
     ):
         learning_rate = set_learning_rate(optimizer, cfg.schedule(step - 1, cfg.steps))
-        rows = [(step - 1) * cfg.prompts_per_step + i for i in run.share(cfg.prompts_per_step)]
-        chosen = [prompts[i] for i in order(len(prompts), rows, run.seed)]
-        with run.phase("generate"):
-            encoded = [encode_prompt(lm.tokenizer, prompt) for prompt in chosen]
-            seeds = run.seeds("rollout", 0, rows)
-            rollout = engine.generate(encoded, sampling, cfg.group_size, seeds=seeds)
-        with run.phase("reward"):
-            answers = [prompt.answer for prompt in chosen]
-            samples = as_samples(lm.tokenizer, encoded, answers, rollout, cfg.group_size)
-            scores, parts = score(reward, samples, seconds=cfg.reward_seconds)  # (B,)
-            advantages = estimate(
-                cfg.advantages,
-                scores.view(-1, cfg.group_size),
-                rollout.mask.sum(-1).cpu().view(-1, cfg.group_size),
-                gather=run.gather,
-                share=run.share(cfg.prompts_per_step),
-            )  # (P, G)
-        batch = as_batch(rollout, advantages.flatten()).to(run.device)
+        found = collector.collect(step)
+        rollout, samples, scores = found.rollout, found.samples, found.scores
+        mask = trained_mask(rollout, cfg.mask_truncated)
+        advantages = estimate(
+            cfg.advantages,
+            scores.view(-1, cfg.group_size),
+            mask.sum(-1).cpu().view(-1, cfg.group_size),
+            gather=run.gather,
+            share=run.share(cfg.prompts_per_step),
+        )  # (P, G)
+        batch = as_batch(rollout, advantages.flatten(), mask).to(run.device)
         stream = run.stream("chosen", step)
         batch = with_chosen(cfg.objective, batch, stream, gather=run.gather, rank=run.rank)
         if reference is not None:
@@ -180,7 +179,8 @@ def train_grpo(
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             **rollout_figures(rollout, samples, scores, cfg.group_size),
-            **{f"reward/{name}": Mean(x.sum(), len(x)) for name, x in parts.items()},
+            **{f"reward/{name}": Mean(x.sum(), len(x)) for name, x in found.parts.items()},
+            **found.figures,
             **update_figures({name: run.sum(x) for name, x in sums.items()}),
             "timeouts": run.sum(getattr(reward, "timeouts", 0)),
             "speed/tokens": Rate(rollout.mask.sum()),
@@ -203,8 +203,10 @@ def about_loss(cfg: GRPOConfig) -> str:
     """
     cancels = isinstance(cfg.advantages, GroupRelative | LeaveOneOut)
     on_policy = cfg.updates_per_rollout == 1
+    whole = not cfg.mask_truncated and cfg.mismatch is None
     watch = "Watch reward, length/mean, entropy and kl/old instead."
-    if isinstance(cfg.objective, GRPO) and not cfg.objective.kl_weight and cancels and on_policy:
+    plain = isinstance(cfg.objective, GRPO) and not cfg.objective.kl_weight
+    if plain and cancels and on_policy and whole:
         return (
             "GRPO's loss is near zero by construction, because the advantages of a group sum to "
             f"zero. {watch}"
@@ -265,9 +267,20 @@ def policy_log_probs(
         rows.tokens,
         rows.mask,
         group_size=cfg.group_size,
-        prompt_lengths=(~rows.mask[:: cfg.group_size]).int().cumprod(-1).sum(-1),
+        prompt_lengths=prompt_lengths(rows.mask, cfg.group_size),
         temperature=temperature,
     )
+
+
+def prompt_lengths(mask: Tensor, group_size: int) -> Tensor:
+    """Return ``(P,)``: how many columns come before the first that a group's rows train on.
+
+    A row whose completion is left out has none, so its group is asked; of a group that is left out
+    altogether, one column is as good as any.
+    """
+    wanted = mask.view(-1, group_size, mask.shape[1]).any(1)
+    before = (~wanted).int().cumprod(-1).sum(-1)
+    return torch.where(wanted.any(-1), before, 1)
 
 
 @torch.no_grad()
@@ -312,11 +325,6 @@ def update_figures(sums: Mapping[str, Tensor]) -> dict[str, Metric]:
     names = [name for name in sums if name == "entropy" or name.startswith("mismatch")]
     means = {name: sums[name] / tokens for name in names}
     return {**means, **policy_metrics(sums)}
-
-
-def order(size: int, positions: list[int], seed: int) -> list[int]:
-    """Return the prompts at ``positions`` (contiguous) of the endless shuffled epochs."""
-    return shuffled(size, positions[0], len(positions), seed) if positions else []
 
 
 def check_prompts(available: int, needed: int) -> None:

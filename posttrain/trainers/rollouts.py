@@ -21,6 +21,7 @@ __all__ = [
     "rollout_figures",
     "sample_rows",
     "stopping",
+    "trained_mask",
 ]
 
 
@@ -29,15 +30,36 @@ def stopping(sampling: Sampling, lm: LanguageModel) -> Sampling:
     return sampling if sampling.stop_tokens else replace(sampling, stop_tokens=lm.stop_tokens)
 
 
-def as_batch(rollout: Rollout, advantages: Tensor) -> RolloutBatch:
-    """Return the rollout as objectives take it; ``advantages`` is ``(B,)``, one a completion."""
-    mask = rollout.mask
+def trained_mask(rollout: Rollout, mask_truncated: bool) -> Tensor:
+    """Return ``(B, T)`` bool, the tokens that are trained on.
+
+    With ``mask_truncated`` a completion that was cut off counts nowhere (DAPO's overlong
+    filtering): whether it would have been right is not known.
+    """
+    if not mask_truncated:
+        return rollout.mask
+    whole = torch.tensor([reason != "length" for reason in rollout.finish_reasons])
+    return rollout.mask & whole.to(rollout.mask.device)[:, None]
+
+
+def as_batch(rollout: Rollout, advantages: Tensor, mask: Tensor | None = None) -> RolloutBatch:
+    """Return the rollout as objectives take it.
+
+    Args:
+        rollout: What the engine sampled.
+        advantages: ``(B,)``, one a completion.
+        mask: ``(B, T)`` bool, the tokens to train on; None takes all that were sampled.
+    """
+    mask = rollout.mask if mask is None else mask
+    log_probs = rollout.tempered_log_probs
+    if mask is not rollout.mask:
+        log_probs = torch.where(mask, log_probs, 0.0)
     return RolloutBatch(
         tokens=rollout.tokens,
         mask=mask,
-        old_log_probs=rollout.tempered_log_probs,
+        old_log_probs=log_probs,
         advantages=torch.where(mask, advantages.to(mask.device)[:, None], 0.0),
-        engine_log_probs=rollout.tempered_log_probs,
+        engine_log_probs=log_probs,
     )
 
 
@@ -73,11 +95,17 @@ def sample_rows(samples: Sequence[Sample], scores: Tensor) -> list[Mapping[str, 
 
 
 class FlatGroups:
-    """Warns, once, when for many steps no group had a spread of rewards to learn from."""
+    """Warns, once, when nothing is learnt because no group has a spread of rewards.
 
-    def __init__(self, patience: int = 10) -> None:
-        self.patience = patience
+    Args:
+        patience: Steps without any spread before it does.
+        rounds: How often a group without spread is replaced; then the first that stays warns too.
+    """
+
+    def __init__(self, patience: int = 10, rounds: int = 0) -> None:
+        self.patience, self.rounds = patience, rounds
         self.steps = 0
+        self.unfilled = False
 
     def see(self, flat: float, reward: float) -> None:
         """Take a step's share of groups without spread and its mean reward."""
@@ -85,9 +113,22 @@ class FlatGroups:
         if self.steps == self.patience:
             warnings.warn(
                 f"for {self.patience} steps every group had equal rewards (mean {reward:.3g}), so "
-                "nothing was learnt: if the reward is at its floor, try easier problems, a longer "
-                "sft, a larger group_size or temperature, or a reward that pays in part; at its "
-                "ceiling, harder problems",
+                f"nothing was learnt: {_REMEDY}",
                 RuntimeWarning,
                 stacklevel=2,
             )
+        if self.rounds and flat > 0 and not self.unfilled:
+            self.unfilled = True
+            warnings.warn(
+                f"{flat:.0%} of the groups had equal rewards after being replaced {self.rounds} "
+                f"times (mean reward {reward:.3g}), so the batch is not full: raise "
+                f"dynamic_sampling.rounds, or: {_REMEDY}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+_REMEDY = (
+    "if the reward is at its floor, try easier problems, a longer sft, a larger group_size or "
+    "temperature, or a reward that pays in part; at its ceiling, harder problems"
+)

@@ -42,7 +42,8 @@ from posttrain.trainers import (
     train_grpo,
 )
 from posttrain.trainers.advantages import Advantages
-from posttrain.trainers.rollouts import FlatGroups, as_batch, rollout_figures
+from posttrain.trainers.policy import prompt_lengths
+from posttrain.trainers.rollouts import FlatGroups, as_batch, rollout_figures, trained_mask
 
 TEXTS = [f"{a} plus {b} is {a + b}" for a in range(10) for b in range(10)]
 
@@ -59,6 +60,10 @@ def lm(made: LanguageModel) -> LanguageModel:
 
 def sevens(samples: Sequence[Sample]) -> list[float]:
     return [sample.completion.count("7") / 4 for sample in samples]
+
+
+def remainders(samples: Sequence[Sample]) -> list[float]:
+    return [sum(sample.tokens) % 5 / 5 for sample in samples]
 
 
 @dataclass
@@ -100,6 +105,38 @@ def test_train_grpo_raises_a_reward_that_can_be_raised(lm: LanguageModel, tmp_pa
     cfg = replace(CONFIG, steps=30, prompts_per_step=8, group_size=8)
     rewards = [record["reward"] for record in train(cfg, lm, tmp_path / "run")]
     assert sum(rewards[-5:]) / 5 > 3 * sum(rewards[:5]) / 5
+
+
+@pytest.mark.parametrize("micro_batch", [1, 8])
+def test_truncated_completions_are_left_out_in_groups_and_alone(
+    made: LanguageModel, micro_batch: int, tmp_path: Path
+) -> None:
+    # Where a whole group is cut off, or its first row alone, the prompt's length is still right.
+    stops = Sampling(max_tokens=6, stop_tokens=tuple(range(10, 16)))
+    cfg = replace(CONFIG, steps=1, sampling=stops, mask_truncated=True)
+    lms = {}
+    for name, changes in (
+        ("whole", {}),
+        ("parts", {"micro_batch": micro_batch}),
+        ("plain", {"mask_truncated": False}),
+    ):
+        lms[name] = replace(made, model=copy.deepcopy(made.model))
+        with Runtime(output=tmp_path / name, seed=5) as run:
+            train_grpo(replace(cfg, **changes), lms[name], Words(reward=remainders), run)
+    record = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text())
+    assert 0.2 < record["length/truncated"] < 0.8
+    whole, parts, plain = (weights(lm) for lm in lms.values())
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=2e-5)
+    assert not all(torch.equal(x, plain[name]) for name, x in whole.items())
+
+
+def test_where_every_completion_is_cut_off_nothing_is_learnt(lm: LanguageModel) -> None:
+    before = weights(lm)
+    never = Sampling(max_tokens=3, stop_tokens=(10**6,))
+    with Runtime(seed=5) as run:
+        cfg = replace(CONFIG, steps=1, sampling=never, mask_truncated=True)
+        train_grpo(cfg, lm, Words(reward=remainders), run)
+    torch.testing.assert_close(weights(lm), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4, 8, 16])
@@ -162,6 +199,7 @@ def test_every_objective_trains_and_micro_batches_do_not_change_it(
         ({"objective": DrGRPO(max_length=6)}, False),
         ({"objective": GRPO(kl_weight=0.5)}, False),
         ({"updates_per_rollout": 2}, False),
+        ({"mask_truncated": True}, False),
     ],
     ids=lambda value: re.sub(r" at 0x[0-9a-f]+", "", str(value)),
 )
@@ -312,6 +350,24 @@ def rollout() -> Rollout:
 def test_as_batch_spreads_a_completions_advantage_over_its_tokens() -> None:
     batch = as_batch(rollout(), torch.tensor([2.0, -1.0]))
     assert batch.advantages.tolist() == [[0.0, 2.0, 2.0], [0.0, -1.0, 0.0]]
+
+
+def test_as_batch_leaves_out_what_was_cut_off() -> None:
+    whole, cut = (trained_mask(rollout(), left_out) for left_out in (False, True))
+    assert whole.tolist() == rollout().mask.tolist()
+    assert cut.tolist() == [[False] * 3, [False, True, False]]
+    made = replace(rollout(), tempered_log_probs=torch.full((2, 3), -1.0))
+    batch = as_batch(made, torch.tensor([2.0, -1.0]), cut)
+    assert batch.mask.tolist() == cut.tolist()
+    assert batch.advantages.tolist() == [[0.0] * 3, [0.0, -1.0, 0.0]]
+    assert batch.old_log_probs.tolist() == [[0.0] * 3, [0.0, -1.0, 0.0]]
+
+
+def test_prompt_lengths_are_those_of_any_row_of_the_group() -> None:
+    mask = torch.tensor(
+        [[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    ).bool()
+    assert prompt_lengths(mask, 2).tolist() == [2, 1, 1]
 
 
 def test_rollout_figures_of_hand_worked_rollout() -> None:
