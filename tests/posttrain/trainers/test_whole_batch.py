@@ -1,0 +1,51 @@
+"""What needs the whole batch gets it, however many processes hold it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("whole_batch.py")
+
+
+def records(stage: Path) -> list[dict[str, float]]:
+    lines = (stage / "metrics.jsonl").read_text().splitlines()
+    clocks = ("seconds", "speed/", "timeouts")
+    return [
+        {name: x for name, x in json.loads(line).items() if not name.startswith(clocks)}
+        for line in lines
+    ]
+
+
+@pytest.mark.distributed
+def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command += ["--num_processes", "2", "--main_process_port", "0", str(SCRIPT)]
+    done = subprocess.run(
+        [*command, str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    spec = importlib.util.spec_from_file_location("whole_batch", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["whole_batch"] = module
+    spec.loader.exec_module(module)
+    module.train_all(tmp_path / "one")
+    for name in module.JOBS:
+        one, two = (records(tmp_path / x / "stages" / name) for x in ("one", "two"))
+        assert len(one) == len(two) == 3, name
+        assert sum(record["groups/replaced"] for record in one) > 0
+        for a, b in zip(one, two, strict=True):
+            assert a == pytest.approx(b, rel=1e-3, abs=1e-5), name

@@ -1,0 +1,80 @@
+"""Trains with all that needs the whole batch; run by accelerate on two processes, or imported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from launch.optimizers import AdamW
+from launch.runtime import Runtime
+from posttrain.data.tasks import Prompt
+from posttrain.models import tiny_model, train_tokenizer
+from posttrain.objectives import ClipCov, IcePop, KLCov, Objective
+from posttrain.rewards import Reward, Sample
+from posttrain.rollout import Sampling
+from posttrain.trainers import (
+    BatchRelative,
+    DynamicSampling,
+    GRPOConfig,
+    ReinforcePlusPlus,
+    train_grpo,
+)
+from posttrain.trainers.advantages import Advantages
+
+TEXTS = [f"{a} plus {b} is {a + b}" for a in range(10) for b in range(10)]
+JOBS: dict[str, tuple[Objective, Advantages]] = {
+    "clip-cov": (ClipCov(share=0.2, cov_low=0.0), ReinforcePlusPlus()),
+    "kl-cov": (KLCov(share=0.2), BatchRelative()),
+}
+
+
+def remainders(samples: Sequence[Sample]) -> torch.Tensor:
+    """Spread for prompts with an odd answer alone."""
+    return torch.tensor([sum(s.tokens) % 5 / 5 * (int(s.answer) % 2) for s in samples])
+
+
+@dataclass
+class Sums:
+    """Prompts of unequal lengths, so that processes pad differently."""
+
+    reward: Reward = remainders
+
+    def train(self) -> list[Prompt]:
+        """Return the prompts."""
+        return [Prompt(text="1 plus " * (i % 3) + f"{i} is", answer=str(i)) for i in range(20)]
+
+    def heldout(self) -> list[Prompt]:
+        """Return none."""
+        return []
+
+
+def train_all(output: Path) -> None:
+    """Train each job in a stage of its own."""
+    tokenizer = train_tokenizer(TEXTS, vocabulary=80)
+    with Runtime(output=output, seed=5) as run:
+        for name, (objective, advantages) in JOBS.items():
+            cfg = GRPOConfig(
+                objective=objective,
+                advantages=advantages,
+                mismatch=IcePop(0.5, 5.0),
+                dynamic_sampling=DynamicSampling(rounds=6),
+                mask_truncated=True,
+                sampling=Sampling(max_tokens=6, stop_tokens=tuple(range(10, 16))),
+                optimizer=AdamW(learning_rate=1e-2),
+                steps=3,
+                prompts_per_step=5,
+                group_size=4,
+                updates_per_rollout=2,
+                samples_every=0,
+            )
+            lm = tiny_model(tokenizer, layers=1, width=16, heads=2, seed=1)
+            with run.stage(name) as stage:
+                train_grpo(cfg, lm, Sums(), stage)
+
+
+if __name__ == "__main__":
+    train_all(Path(sys.argv[1]))
