@@ -44,7 +44,7 @@ from posttrain.trainers.rollouts import (
     trained_mask,
 )
 from posttrain.trainers.supervised import TOKENS_PER_MICRO_BATCH, check_loop, check_micro_batch
-from rl.estimators import k3
+from rl.estimators import k1, k3
 
 __all__ = ["GRPOConfig", "Probe", "train_grpo"]
 
@@ -63,6 +63,9 @@ class GRPOConfig:
     mask_truncated: bool = False
     """Train on no completion that was cut off at max_tokens (DAPO's overlong filtering). Its
     reward still counts in its group."""
+    kl_in_reward: float = 0.0
+    """Subtract this times a completion's KL to the reference from its reward, as RLOO does; 0
+    needs no reference model. An objective's ``kl_weight`` is a penalty beside it."""
     mismatch: Mismatch | None = None
     """Weighs tokens by how far the engine that sampled is from the trainer; None does not. The
     distance is logged either way."""
@@ -108,6 +111,8 @@ class GRPOConfig:
             probe_every=self.probe_every,
             samples_every=self.samples_every,
         )
+        if not 0 <= self.kl_in_reward < float("inf"):
+            raise ValueError(f"kl_in_reward={self.kl_in_reward}: use a finite number of 0 or more")
         if not self.reward_seconds > 0:
             raise ValueError(f"reward_seconds={self.reward_seconds}: give a positive limit")
         if self.sampling.temperature == 0:
@@ -142,7 +147,8 @@ def train_grpo(
     reward = task.reward if reward is None else reward
     prompts, sampling = task.train(), stopping(cfg.sampling, lm)
     check_prompts(len(prompts), cfg.prompts_per_step)
-    reference = copy.deepcopy(lm.model).eval() if needs_reference(cfg.objective) else None
+    compares = needs_reference(cfg.objective) or cfg.kl_in_reward > 0
+    reference = copy.deepcopy(lm.model).eval() if compares else None
     optimizer = cfg.optimizer.build(lm.model)
     model, optimizer = run.prepare(lm.model, optimizer)
     engine = Engine(lm.model)
@@ -158,20 +164,13 @@ def train_grpo(
         learning_rate = set_learning_rate(optimizer, cfg.schedule(step - 1, cfg.steps))
         found = collector.collect(step)
         rollout, samples, scores = found.rollout, found.samples, found.scores
-        mask = trained_mask(rollout, cfg.mask_truncated)
-        advantages = estimate(
-            cfg.advantages,
-            scores.view(-1, cfg.group_size),
-            mask.sum(-1).cpu().view(-1, cfg.group_size),
-            gather=run.gather,
-            share=run.share(cfg.prompts_per_step),
-        )  # (P, G)
-        batch = as_batch(rollout, advantages.flatten(), mask).to(run.device)
-        stream = run.stream("chosen", step)
-        batch = with_chosen(cfg.objective, batch, stream, gather=run.gather, rank=run.rank)
+        batch = as_batch(rollout, trained_mask(rollout, cfg.mask_truncated)).to(run.device)
         if reference is not None:
             with run.phase("log_probs"):
                 batch = with_reference(cfg, reference, batch)
+        batch = with_advantages(cfg, batch, scores, run)
+        stream = run.stream("chosen", step)
+        batch = with_chosen(cfg.objective, batch, stream, gather=run.gather, rank=run.rank)
         with run.phase("update"):
             sums, grad_norm = update(cfg, model, optimizer, batch, run)
         figures: dict[str, Metric] = {
@@ -290,6 +289,32 @@ def with_reference(cfg: GRPOConfig, reference: nn.Module, batch: RolloutBatch) -
     for rows in batch.split(rows_per_pass(cfg, batch)):
         parts.append(policy_log_probs(cfg, reference, rows)[0])
     return replace(batch, ref_log_probs=torch.cat(parts))
+
+
+def with_advantages(
+    cfg: GRPOConfig, batch: RolloutBatch, scores: Tensor, run: Runtime
+) -> RolloutBatch:
+    """Return ``batch`` with the advantages of ``(B,)`` rewards, less the KL where it is weighed."""
+    if cfg.kl_in_reward:
+        scores = scores - cfg.kl_in_reward * divergences(batch).to(scores)
+    advantages = estimate(
+        cfg.advantages,
+        scores.view(-1, cfg.group_size),
+        batch.mask.sum(-1).to(scores.device).view(-1, cfg.group_size),
+        gather=run.gather,
+        share=run.share(cfg.prompts_per_step),
+    )  # (P, G)
+    spread = advantages.view(-1, 1).to(batch.old_log_probs)
+    return replace(batch, advantages=torch.where(batch.mask, spread, 0.0))
+
+
+def divergences(batch: RolloutBatch) -> Tensor:
+    r"""Return each completion's estimate of KL(policy || reference), ``(B,)`` nats, by k1.
+
+    \sum_t (old_log_probs_t - ref_log_probs_t)
+    """
+    assert batch.ref_log_probs is not None
+    return torch.where(batch.mask, k1(batch.old_log_probs, batch.ref_log_probs), 0.0).sum(-1)
 
 
 def rows_per_pass(cfg: GRPOConfig, batch: RolloutBatch) -> int:

@@ -143,12 +143,13 @@ def cispo() -> GRPOConfig:
 def rloo() -> GRPOConfig:
     """RLOO (Ahmadian et al. 2024, arXiv:2402.14740, appendix C): four completions, no clip.
 
-    Batches of 512, learning rate 1e-6. The paper subtracts 0.03 times the KL to the reference from
-    a completion's reward; there is no such field, so this is for rewards that need none.
+    Batches of 512, learning rate 1e-6; 0.03 times the KL to the reference is subtracted from a
+    completion's reward.
     """
     return GRPOConfig(
         objective=PolicyGradient(),
         advantages=LeaveOneOut(),
+        kl_in_reward=0.03,
         optimizer=AdamW(learning_rate=1e-6),
         prompts_per_step=128,
         group_size=4,

@@ -42,12 +42,11 @@ def trained_mask(rollout: Rollout, mask_truncated: bool) -> Tensor:
     return rollout.mask & whole.to(rollout.mask.device)[:, None]
 
 
-def as_batch(rollout: Rollout, advantages: Tensor, mask: Tensor | None = None) -> RolloutBatch:
-    """Return the rollout as objectives take it.
+def as_batch(rollout: Rollout, mask: Tensor | None = None) -> RolloutBatch:
+    """Return the rollout as objectives take it, with advantages of 0.
 
     Args:
         rollout: What the engine sampled.
-        advantages: ``(B,)``, one a completion.
         mask: ``(B, T)`` bool, the tokens to train on; None takes all that were sampled.
     """
     mask = rollout.mask if mask is None else mask
@@ -58,7 +57,7 @@ def as_batch(rollout: Rollout, advantages: Tensor, mask: Tensor | None = None) -
         tokens=rollout.tokens,
         mask=mask,
         old_log_probs=log_probs,
-        advantages=torch.where(mask, advantages.to(mask.device)[:, None], 0.0),
+        advantages=torch.zeros_like(log_probs),
         engine_log_probs=log_probs,
     )
 

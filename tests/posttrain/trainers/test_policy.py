@@ -42,7 +42,7 @@ from posttrain.trainers import (
     train_grpo,
 )
 from posttrain.trainers.advantages import Advantages
-from posttrain.trainers.policy import prompt_lengths
+from posttrain.trainers.policy import divergences, prompt_lengths, with_advantages
 from posttrain.trainers.rollouts import FlatGroups, as_batch, rollout_figures, trained_mask
 
 TEXTS = [f"{a} plus {b} is {a + b}" for a in range(10) for b in range(10)]
@@ -293,6 +293,7 @@ def test_model_is_in_the_mode_it_was_in(lm: LanguageModel) -> None:
         ({"group_size": 1}, "group_size=1: a group of one has no baseline"),
         ({"steps": 0}, "steps=0: give at least 1"),
         ({"micro_batch": 0}, "micro_batch=0"),
+        ({"kl_in_reward": -0.1}, "kl_in_reward=-0.1"),
         ({"sampling": Sampling(max_tokens=4, temperature=0.0)}, r"sampling\.temperature=0"),
         ({"sampling": Sampling(max_tokens=4, top_k=5)}, r"sampling\.top_k=5.*off-policy"),
         ({"sampling": Sampling(max_tokens=4, top_p=0.9)}, "allow_off_policy_sampling"),
@@ -347,19 +348,51 @@ def rollout() -> Rollout:
     )
 
 
-def test_as_batch_spreads_a_completions_advantage_over_its_tokens() -> None:
-    batch = as_batch(rollout(), torch.tensor([2.0, -1.0]))
-    assert batch.advantages.tolist() == [[0.0, 2.0, 2.0], [0.0, -1.0, 0.0]]
+def test_a_completions_advantage_is_spread_over_its_tokens() -> None:
+    # rewards 3 and 0: leave-one-out advantages 3 and -3
+    cfg = replace(CONFIG, prompts_per_step=1, group_size=2, advantages=LeaveOneOut())
+    with Runtime() as run:
+        batch = with_advantages(cfg, as_batch(rollout()), torch.tensor([3.0, 0.0]), run)
+    assert batch.advantages.tolist() == [[0.0, 3.0, 3.0], [0.0, -3.0, 0.0]]
+
+
+def test_kl_in_reward_is_subtracted_before_the_advantages() -> None:
+    # log-ratios to the reference: 1 + 2 and 4; rewards 3 - .5 * 3 = 1.5 and 0 - .5 * 4 = -2
+    cfg = replace(
+        CONFIG, prompts_per_step=1, group_size=2, advantages=LeaveOneOut(), kl_in_reward=0.5
+    )
+    ref = torch.tensor([[9.0, -1.0, -2.0], [9.0, -4.0, 9.0]])
+    batch = replace(as_batch(rollout()), ref_log_probs=ref)
+    assert divergences(batch).tolist() == [3.0, 4.0]
+    with Runtime() as run:
+        batch = with_advantages(cfg, batch, torch.tensor([3.0, 0.0]), run)
+    assert batch.advantages.tolist() == [[0.0, 3.5, 3.5], [0.0, -3.5, 0.0]]
+
+
+def test_kl_in_reward_holds_the_policy_to_the_reference(
+    made: LanguageModel, tmp_path: Path
+) -> None:
+    far = []
+    for weight in (1e-9, 3.0):
+        cfg = replace(
+            CONFIG,
+            steps=25,
+            objective=PolicyGradient(),
+            advantages=LeaveOneOut(),
+            kl_in_reward=weight,
+        )
+        lm = replace(made, model=copy.deepcopy(made.model))
+        records = train(cfg, lm, tmp_path / str(weight))
+        far.append(sum(record["kl/ref"] for record in records[-5:]) / 5)
+    assert far[1] < far[0] / 2
 
 
 def test_as_batch_leaves_out_what_was_cut_off() -> None:
     whole, cut = (trained_mask(rollout(), left_out) for left_out in (False, True))
     assert whole.tolist() == rollout().mask.tolist()
     assert cut.tolist() == [[False] * 3, [False, True, False]]
-    made = replace(rollout(), tempered_log_probs=torch.full((2, 3), -1.0))
-    batch = as_batch(made, torch.tensor([2.0, -1.0]), cut)
+    batch = as_batch(replace(rollout(), tempered_log_probs=torch.full((2, 3), -1.0)), cut)
     assert batch.mask.tolist() == cut.tolist()
-    assert batch.advantages.tolist() == [[0.0] * 3, [0.0, -1.0, 0.0]]
     assert batch.old_log_probs.tolist() == [[0.0] * 3, [0.0, -1.0, 0.0]]
 
 
