@@ -23,7 +23,7 @@ __all__ = ["ClipCov", "KLCov", "covariances"]
 
 
 def covariances(log_probs: Tensor, advantages: Tensor) -> Tensor:
-    """Return each token's part of Cov(log_prob, A) (Cui et al. 2025, arXiv:2505.22617, eq. 10).
+    """Return each token's part of Cov(log_prob, A) (Cui et al. 2025, arXiv:2505.22617).
 
         cov_i = (log_prob_i - mean(log_prob)) (A_i - mean(A))
 

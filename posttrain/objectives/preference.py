@@ -178,7 +178,7 @@ class ORPO:
 
 @dataclass(frozen=True, slots=True)
 class KTO:
-    r"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8).
+    r"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv:2402.01306, section 4).
 
         loss = 1/2 (chosen (1 - sigmoid(beta (r(y_w) - z_0)))
                     + rejected (1 - sigmoid(beta (z_0 - r(y_l)))))
@@ -223,7 +223,7 @@ class KTO:
 
 
 def kto_reference_point(log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor) -> Tensor:
-    r"""Return KTO's z_0 in nats, a scalar without gradient (arXiv:2402.01306, section 4.1).
+    r"""Return KTO's z_0 in nats, a scalar without gradient (arXiv:2402.01306, section 4).
 
         z_0 = max(0, 1/B \sum_i r(y_i))
 

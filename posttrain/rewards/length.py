@@ -53,7 +53,7 @@ class OverlongPenalty:
 
 @dataclass(frozen=True)
 class CosineLength:
-    r"""Pay for right and wrong answers by length (Yeo et al. 2025, arXiv:2502.03373, eq. 1).
+    r"""Pay for right and wrong answers by length (Yeo et al. 2025, arXiv:2502.03373).
 
         reward = end + (start - end) (1 + cos(pi length / max_length)) / 2
 
