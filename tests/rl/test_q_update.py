@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,9 @@ from launch.errors import UsageError
 from launch.optimizers import AdamW
 from launch.runtime import Runtime
 from rl import dqn
+from rl.exploration import Constant
 from rl.huber_kernel import huber_slopes
+from rl.memory import Prioritized
 from rl.networks import Dueling, FactorisedNoise, Network, QNetworkConfig
 from rl.q_losses import of_actions, q_losses
 from rl.q_update import QUpdate, can_write_out
@@ -124,6 +129,47 @@ def test_training_that_leaves_the_finite_says_at_which_step() -> None:
     )
     with pytest.raises(UsageError, match=r"step 1: .* is not finite"):
         dqn.train(cfg, Runtime())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"replay": Prioritized(capacity=500), "n_step": 3, "targets": dqn.DoubleQLearning()}],
+)
+def test_training_with_it_is_training_without_it(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Random actions: rounding cannot lead the two to other places.
+    cfg = dqn.DQNConfig(
+        env="CartPole-v1",
+        env_steps=400,
+        envs=4,
+        network=QNetworkConfig(hidden=(16,)),
+        exploration=Constant(1.0),
+        learning_starts=100,
+        target_every=40,
+        eval_every=400,
+        eval_episodes=1,
+    )
+    cfg, made = replace(cfg, **changes), []
+    monkeypatch.setattr(QUpdate, "__call__", counted(made, QUpdate.__call__))
+    policies = [dqn.train(cfg, Runtime())]
+    updates = sum(made)
+    assert updates > 100
+    monkeypatch.setattr(dqn, "can_write_out", lambda *_: False)
+    policies.append(dqn.train(cfg, Runtime()))
+    assert sum(made) == updates
+    pairs = zip(*(policy.network.parameters() for policy in policies), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def counted(made: list[int], call: Any) -> Any:  # noqa: ANN401
+    def counting(*given: Any) -> Any:  # noqa: ANN401
+        figures, chosen = call(*given)
+        made.append(len(figures))
+        return figures, chosen
+
+    return counting
 
 
 @pytest.mark.parametrize(
