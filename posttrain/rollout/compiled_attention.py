@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain.rollout.compiled_kernels import compiled, exponentials, normalize, sum_of
+from posttrain.rollout.compiled_kernels import compiled, exponentials, largest, normalize, sum_of
 from posttrain.rollout.vectors import (
     LANES,
     add,
@@ -206,14 +206,12 @@ def _ask(x: Floats, i: int, count: int) -> None:
         fetch(x, line)
 
 
-@compiled("reassoc", "nnan")
+@compiled("reassoc")
 def _weights(scores: Floats, rows: int) -> None:
     """Replace each row of scores by the weights of a softmax, but for what they are divided by."""
     count = len(scores) // rows
     for i in range(0, len(scores), count):
-        top = scores[i]
-        for c in range(np.uint64(i), np.uint64(i + count)):
-            top = max(top, scores[c])
+        top = largest(scores, i, count)
         for c in range(np.uint64(i), np.uint64(i + count)):
             scores[c] -= top
     exponentials(scores)  # one long loop, which vector units like

@@ -13,7 +13,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["compiled", "draw", "exponentials", "normalize", "sum_of", "swiglu"]
+from posttrain.rollout.vectors import LANES, greater, greatest, load
+
+__all__ = ["compiled", "draw", "exponentials", "largest", "normalize", "sum_of", "swiglu"]
 
 Function = TypeVar("Function", bound=Callable[..., object])
 Floats = NDArray[np.float32]
@@ -89,6 +91,23 @@ def exponentials(x: Floats) -> None:
         x[i] = _exp(x[i])
 
 
+@compiled()
+def largest(x: Floats, i: int, count: int) -> f32:
+    """Return the largest of ``count`` numbers from ``x[i]`` on, none of them NaN.
+
+    One number after the other would wait for the one before: LLVM makes no vectors of it.
+    """
+    top = x[i]
+    if count >= LANES:
+        tops = load(x, i)
+        for j in range(i + LANES, i + count - LANES + 1, LANES):
+            tops = greater(load(x, j), tops)
+        top = greatest(tops)
+    for j in range(i + count - count % LANES, i + count):
+        top = x[j] if x[j] > top else top
+    return top
+
+
 @compiled("reassoc")
 def sum_of(x: Floats) -> f32:
     """Return the sum, added up in float32 in any order."""
@@ -96,14 +115,6 @@ def sum_of(x: Floats) -> f32:
     for i in range(len(x)):
         total += x[i]
     return total
-
-
-@compiled("reassoc", "nnan")
-def _largest(x: Floats) -> f32:
-    top = x[0]
-    for i in range(len(x)):
-        top = max(top, x[i])
-    return top
 
 
 @compiled()
@@ -117,7 +128,7 @@ def draw(logits: Floats, uniforms: Doubles, tokens: Integers, log_probs: Floats)
     weights = np.empty(vocabulary, np.float32)
     upto = np.empty(-(-vocabulary // _BLOCK), np.float64)
     for n in range(rows):
-        top = _largest(logits[n])
+        top = largest(logits[n], 0, vocabulary)
         for i in range(vocabulary):
             weights[i] = logits[n, i] - top
         exponentials(weights)

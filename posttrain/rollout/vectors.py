@@ -23,6 +23,9 @@ __all__ = [
     "Vector",
     "add",
     "add_product",
+    "fetch",
+    "greater",
+    "greatest",
     "load",
     "spread",
     "store",
@@ -92,7 +95,7 @@ def store(typing: Untyped, x: Floats, i: int, vector: Vector) -> Typed:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba's has no types
 def fetch(typing: Untyped, x: Floats, i: int) -> Typed:
-    """Ask for the line of ``x[i]`` in the second cache, without waiting for it; ``i`` may lie outside."""
+    """Ask for the line of ``x[i]`` in the second cache and do not wait; it may lie outside."""
 
     def code(context: Untyped, builder: Untyped, signature: Untyped, given: Untyped) -> Untyped:
         address = builder.bitcast(
@@ -140,6 +143,29 @@ def add_product(typing: Untyped, x: Vector, y: Vector, z: Vector) -> Typed:
         return builder.fadd(x, builder.fmul(y, z, flags=["contract"]), flags=["contract"])
 
     return _vector(_vector, _vector, _vector), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba's has no types
+def greater(typing: Untyped, x: Vector, y: Vector) -> Typed:
+    """Return the greater of each two numbers, neither of them NaN."""
+
+    def code(context: Untyped, builder: Untyped, signature: Untyped, given: Untyped) -> Untyped:
+        return builder.select(builder.fcmp_ordered(">", *given), *given)
+
+    return _vector(_vector, _vector), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba's has no types
+def greatest(typing: Untyped, x: Vector) -> Typed:
+    """Return the greatest of the eight numbers, none of them NaN."""
+
+    def code(context: Untyped, builder: Untyped, signature: Untyped, given: Untyped) -> Untyped:
+        name = f"llvm.vector.reduce.fmax.v{LANES}f32"
+        kind = ir.FunctionType(_FLOAT, [_EIGHT])
+        reduce = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        return builder.call(reduce, [given[0]], fastmath=["nnan"])
+
+    return types.float32(_vector), code
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba's has no types
