@@ -93,7 +93,9 @@ class QUpdate:
         inputs = observations.flatten(1).float()
         a, y, w = actions.numpy(), targets.numpy(), weights.numpy()
         chosen = np.empty(len(actions), np.float32)
-        step, gradient, figures = self._adamw(), self._gradient.numpy(), []
+        steps = [self.optimizer.state[parameter]["step"] for parameter in self._parameters]
+        count = steps[0].clone()  # of updates; one number for all, because it is quicker to raise
+        step, gradient, figures = self._adamw(count), self._gradient.numpy(), []
         for start in range(0, len(actions), size):
             rows = slice(start, start + size)
             loss = self.differentiate(inputs[rows], a[rows], y[rows], w[rows], chosen[rows])
@@ -102,10 +104,14 @@ class QUpdate:
                 break
             if norm > self.max_norm:
                 self._gradient.mul_(self.max_norm / (norm + 1e-6))
+            count += 1
             step()
-            figures.append((loss, norm, chosen[rows].mean()))
-        made = torch.tensor(figures).reshape(-1, 3)
-        return made, torch.from_numpy(chosen[: len(made) * size])
+            figures.append((loss, norm))
+        torch._foreach_add_(steps, len(figures))
+        chosen = chosen[: len(figures) * size]
+        means = chosen.reshape(-1, size).mean(1, keepdims=True)
+        made = np.hstack([np.array(figures, np.float32).reshape(-1, 2), means])
+        return torch.from_numpy(made), torch.from_numpy(chosen)
 
     def differentiate(
         self,
@@ -151,23 +157,22 @@ class QUpdate:
                 slopes = torch.ops.aten.threshold_backward(slopes, x, 0)
         return loss
 
-    def _adamw(self) -> Callable[[], None]:
-        """Return the optimizer's step from ``gradients``, on its own state."""
+    def _adamw(self, count: Tensor) -> Callable[[], None]:
+        """Return the optimizer's step from ``gradients``, on its state, as its ``count``-th."""
         group, states = self.optimizer.param_groups[0], self.optimizer.state
         own = [states[parameter] for parameter in self._parameters]
         means, squares = [s["exp_avg"] for s in own], [s["exp_avg_sq"] for s in own]
-        steps, (beta1, beta2) = [s["step"] for s in own], group["betas"]
+        counts, (beta1, beta2) = [count] * len(own), group["betas"]
         rate, decay, eps = group["lr"], group["weight_decay"], group["eps"]
 
         def step() -> None:
-            torch._foreach_add_(steps, 1)
             torch._fused_adamw_(  # what the optimizer calls for each group of parameters
                 self._parameters,
                 self.gradients,
                 means,
                 squares,
                 [],
-                steps,
+                counts,
                 amsgrad=False,
                 maximize=False,
                 beta1=beta1,
