@@ -3,12 +3,15 @@
 from posttrain.rewards.answer import AnswerReward
 from posttrain.rewards.base import Reward, Sample
 from posttrain.rewards.checking import RewardError, check_rewards, checked
+from posttrain.rewards.code import CodeReward, CodeTests
 from posttrain.rewards.combine import WeightedSum, score
 from posttrain.rewards.format import FormatReward
 from posttrain.rewards.named import parse_reward
 
 __all__ = [
     "AnswerReward",
+    "CodeReward",
+    "CodeTests",
     "FormatReward",
     "Reward",
     "RewardError",
