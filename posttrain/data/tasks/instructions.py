@@ -5,12 +5,10 @@ The idea is IFEval's (Zhou et al. 2023, arXiv:2311.07911); the wording and the c
 
 from __future__ import annotations
 
-import json
 import random
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,185 +16,11 @@ from torch import Tensor
 from launch import streams
 from posttrain.data.tasks.asking import Form, Lazily, ask
 from posttrain.data.tasks.base import Prompt
+from posttrain.data.tasks.constraints import KINDS, read_constraints, write_constraints
 from posttrain.rewards.base import Sample
 
-__all__ = ["InstructionReward", "Instructions", "read_constraints"]
+__all__ = ["InstructionReward", "Instructions"]
 
-_WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
-
-
-class Constraint(Protocol):
-    """What an answer must be like."""
-
-    topic: ClassVar[str]
-    """A request has at most one constraint of a topic, so that none contradicts another."""
-
-    def text(self) -> str:
-        """Return the constraint as a sentence."""
-        ...
-
-    def holds(self, answer: str) -> bool:
-        """Tell whether an answer meets it."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class AtLeastWords:
-    """A least number of words."""
-
-    topic: ClassVar[str] = "length"
-    count: int
-
-    def text(self) -> str:
-        """Return the constraint as a sentence."""
-        return f"Use at least {self.count} words."
-
-    def holds(self, answer: str) -> bool:
-        """Tell whether an answer meets it."""
-        return len(_WORD.findall(answer)) >= self.count
-
-
-@dataclass(frozen=True, slots=True)
-class AtMostWords:
-    """A largest number of words, and not none."""
-
-    topic: ClassVar[str] = "length"
-    count: int
-
-    def text(self) -> str:
-        """Return the constraint as a sentence."""
-        return f"Use at most {self.count} words."
-
-    def holds(self, answer: str) -> bool:
-        """Tell whether an answer meets it."""
-        return 1 <= len(_WORD.findall(answer)) <= self.count
-
-
-@dataclass(frozen=True, slots=True)
-class Includes:
-    """A word that must stand in it so many times at least, in any case."""
-
-    topic: ClassVar[str] = "word"
-    word: str
-    count: int
-
-    def text(self) -> str:
-        """Return the constraint as a sentence."""
-        times = "once" if self.count == 1 else f"{self.count} times"
-        return f'Use the word "{self.word}" at least {times}.'
-
-    def holds(self, answer: str) -> bool:
-        """Tell whether an answer meets it."""
-        return _WORD.findall(answer.lower()).count(self.word.lower()) >= self.count
-
-
-@dataclass(frozen=True, slots=True)
-class Avoids:
-    """A word that must not stand in it, in any case."""
-
-    topic: ClassVar[str] = "avoided"
-    word: str
-
-    def text(self) -> str:
-        """Return the constraint as a sentence."""
-        return f'Do not use the word "{self.word}".'
-
-    def holds(self, answer: str) -> bool:
-        """Tell whether an answer meets it."""
-        return self.word.lower() not in _WORD.findall(answer.lower())
-
-
-@dataclass(frozen=True, slots=True)
-class NoCommas:
-    """No comma anywhere."""
-
-    topic: ClassVar[str] = "punctuation"
-
-    def text(self) -> str:
-        """Return the constraint as a sentence."""
-        return "Do not use any commas."
-
-    def holds(self, answer: str) -> bool:
-        """Tell whether an answer meets it."""
-        return "," not in answer
-
-
-@dataclass(frozen=True, slots=True)
-class InCase:
-    """All letters small, or all capital."""
-
-    topic: ClassVar[str] = "case"
-    capital: bool
-
-    def text(self) -> str:
-        """Return the constraint as a sentence."""
-        return f"Write in {'capital' if self.capital else 'small'} letters only."
-
-    def holds(self, answer: str) -> bool:
-        """Tell whether an answer meets it."""
-        return answer == (answer.upper() if self.capital else answer.lower())
-
-
-@dataclass(frozen=True, slots=True)
-class Bullets:
-    """So many lines that begin with a star and a space."""
-
-    topic: ClassVar[str] = "layout"
-    count: int
-
-    def text(self) -> str:
-        """Return the constraint as a sentence."""
-        return f'Give exactly {self.count} bullet points, lines that begin with "* ".'
-
-    def holds(self, answer: str) -> bool:
-        """Tell whether an answer meets it."""
-        return sum(line.startswith("* ") for line in answer.splitlines()) == self.count
-
-
-@dataclass(frozen=True, slots=True)
-class Paragraphs:
-    """So many paragraphs, with blank lines between them."""
-
-    topic: ClassVar[str] = "layout"
-    count: int
-
-    def text(self) -> str:
-        """Return the constraint as a sentence."""
-        return f"Write exactly {self.count} paragraphs with a blank line between them."
-
-    def holds(self, answer: str) -> bool:
-        """Tell whether an answer meets it."""
-        parts = re.split(r"\n[ \t]*\n", answer.strip())
-        return sum(bool(part.strip()) for part in parts) == self.count
-
-
-@dataclass(frozen=True, slots=True)
-class EndsWith:
-    """Last words, in any case."""
-
-    topic: ClassVar[str] = "end"
-    words: str
-
-    def text(self) -> str:
-        """Return the constraint as a sentence."""
-        return f'End with the words "{self.words}" and nothing after them.'
-
-    def holds(self, answer: str) -> bool:
-        """Tell whether an answer meets it."""
-        return answer.rstrip().lower().endswith(self.words.lower())
-
-
-_KINDS: tuple[type[Any], ...] = (
-    AtLeastWords,
-    AtMostWords,
-    Includes,
-    Avoids,
-    NoCommas,
-    InCase,
-    Bullets,
-    Paragraphs,
-    EndsWith,
-)
 _REQUESTS = ("Write about", "Tell a story about", "Explain", "Describe", "Write a letter about")
 # fmt: off
 _SUBJECTS = (
@@ -231,29 +55,6 @@ class InstructionReward:
         return torch.tensor(found, dtype=torch.float32)
 
 
-def read_constraints(answer: str) -> list[Constraint]:
-    """Return the constraints that a prompt's ``answer`` holds.
-
-    >>> read_constraints('[{"kind": "AtMostWords", "count": 20}]')
-    [AtMostWords(count=20)]
-
-    Raises:
-        ValueError: It holds something else.
-    """
-    kinds = {kind.__name__: kind for kind in _KINDS}
-    try:
-        found: list[Constraint] = []
-        for entry in json.loads(answer):
-            fields = {name: value for name, value in entry.items() if name != "kind"}
-            found.append(kinds[entry["kind"]](**fields))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{answer[:80]!r} are no constraints ({reason})") from error
-    if not found:
-        raise ValueError(f"{answer!r} holds no constraint: every answer would meet it")
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class Instructions:
     """Requests with one to ``most`` constraints, each about something else.
@@ -274,7 +75,7 @@ class Instructions:
     form: Form = "chat"
 
     def __post_init__(self) -> None:
-        topics = len({kind.topic for kind in _KINDS})
+        topics = len({kind.topic for kind in KINDS})
         if not 1 <= self.most <= topics:
             raise ValueError(f"most={self.most}: expected 1 to {topics}, one a topic")
         if self.size < 1 or self.heldout_size < 0:
@@ -304,7 +105,7 @@ class Instructions:
         draws = random.Random(streams.key(self.seed, f"instructions/{part}", 0, index))
         request = f"{draws.choice(_REQUESTS)} {draws.choice(subjects)}."
         by_topic: dict[str, list[type[Any]]] = {}
-        for kind in _KINDS:
+        for kind in KINDS:
             by_topic.setdefault(kind.topic, []).append(kind)
         topics = draws.sample(list(by_topic), draws.randint(1, self.most))
         word, avoided = draws.sample(_WORDS, 2)
@@ -313,10 +114,11 @@ class Instructions:
         for topic in topics:
             kind = draws.choice(by_topic[topic])
             chosen.append(kind(**values[kind.__name__]))
-        entries = [{"kind": type(made).__name__} | asdict(made) for made in chosen]
         text = " ".join([request, *(made.text() for made in chosen)])
         metadata = {"constraints": len(chosen)}
-        return ask(text, json.dumps(entries), system=self.system, form=self.form, metadata=metadata)
+        return ask(
+            text, write_constraints(chosen), system=self.system, form=self.form, metadata=metadata
+        )
 
 
 def _values(draws: random.Random, word: str, avoided: str) -> Mapping[str, Mapping[str, object]]:

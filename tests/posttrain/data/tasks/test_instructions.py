@@ -6,8 +6,8 @@ from dataclasses import fields
 import pytest
 
 from posttrain.data.tasks import Instructions
-from posttrain.data.tasks.instructions import (
-    _KINDS,
+from posttrain.data.tasks.constraints import (
+    KINDS,
     AtLeastWords,
     AtMostWords,
     Avoids,
@@ -16,11 +16,11 @@ from posttrain.data.tasks.instructions import (
     EndsWith,
     InCase,
     Includes,
-    InstructionReward,
     NoCommas,
     Paragraphs,
     read_constraints,
 )
+from posttrain.data.tasks.instructions import InstructionReward
 from posttrain.rewards import Sample
 
 
@@ -77,7 +77,7 @@ def test_every_request_can_be_met_and_says_what_is_checked() -> None:
             assert c.text() in prompt.messages[-1]["content"]
         completion = f"<think>No, wait</think>\n{answer_to(constraints)}"
         samples.append(Sample(prompt="", completion=completion, answer=prompt.answer))
-    assert seen == set(_KINDS)
+    assert seen == set(KINDS)
     assert task.reward(samples).tolist() == [1.0] * len(samples)
 
 
@@ -107,7 +107,7 @@ def test_prompts_depend_on_seed_and_index_alone_and_heldout_subjects_are_new() -
 
 
 def test_settings_have_no_surprises() -> None:
-    assert all(f.type for kind in _KINDS for f in fields(kind))
+    assert all(f.type for kind in KINDS for f in fields(kind))
     for changes, message in (
         ({"most": 0}, "most=0"),
         ({"most": 9}, "1 to 7"),
