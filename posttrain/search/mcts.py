@@ -115,12 +115,10 @@ def mcts(
 
     Each simulation goes down by ``selection`` to a state that is new, or terminal, and adds its
     evaluation to everything on the way (Silver et al. 2017, arXiv:1712.01815; Coulom 2006). Where
-    we differ, because one player's values may have any scale and an evaluation may be dear:
+    we differ, because one player's values may lie anywhere and an evaluation may be dear:
 
-    - ``selection`` sees values rescaled by the smallest and largest evaluation so far,
-      ``(Q - low) / (high - low)``, as MuZero does (Schrittwieser et al. 2020, arXiv:1911.08265,
-      eq. 5), so ``exploration`` means the same on every problem.
-    - An action that was never taken has its parent's mean value, not 0.
+    - An action that was never taken has its parent's mean value, not 0, so that adding a constant
+      to all values changes nothing.
     - N counts the node's own visit, ``N = 1 + sum_b n_b``, so the first choice at a node follows
       the priors instead of being a tie.
     - A state is expanded when it is reached for the second time, and evaluated once.
@@ -129,7 +127,8 @@ def mcts(
         root: Where to begin; the root itself is not evaluated.
         problem: What is searched.
         simulations: How many, at least 1.
-        exploration: Weight of the rule's second term; 1 to 2 are usual.
+        exploration: Weight of the rule's second term, in units of value: 1 to 2 are usual where
+            values lie in 0..1, and a hundred times that where they go up to 100.
         seed: Decides between equal scores, and nothing else.
         selection: ``puct``, ``uct``, or a function of your own.
 
@@ -172,13 +171,12 @@ def grow(
     if not tree.edges:
         raise ValueError(f"expand() gave no action for the root {root!r}: there is none to choose")
     draws = random.Random(seed)
-    scale = _Scale()
     for _ in range(simulations):
         path = [tree]
         while path[-1].edges is not None or _opens(problem, path):
-            action, edge = _choose(path[-1], scale, exploration, selection, draws)
+            action, edge = _choose(path[-1], exploration, selection, draws)
             known, state = edge.node, path[-1].state
-            edge.node = known or _reached(problem, problem.step(state, action), scale)
+            edge.node = known or _reached(problem, problem.step(state, action))
             path.append(edge.node)
             if known is None:
                 break
@@ -186,17 +184,6 @@ def grow(
             node.visits += 1
             node.total += path[-1].evaluation
     return tree
-
-
-@dataclass(slots=True)
-class _Scale:
-    """The smallest and largest evaluation so far."""
-
-    low: float = math.inf
-    high: float = -math.inf
-
-    def __call__(self, value: float) -> float:
-        return (value - self.low) / (self.high - self.low) if self.low < self.high else 0.0
 
 
 def _opens(problem: Problem[S, A], path: list[Node[S, A]]) -> bool:
@@ -226,17 +213,15 @@ def _edges(problem: Problem[S, A], state: S) -> dict[A, Edge[S, A]]:
     return edges
 
 
-def _reached(problem: Problem[S, A], state: S, scale: _Scale) -> Node[S, A]:
+def _reached(problem: Problem[S, A], state: S) -> Node[S, A]:
     value = float(problem.evaluate(state))
     if not math.isfinite(value):
         raise ValueError(f"evaluate({state!r}) gave {value}: a mean needs finite numbers")
-    scale.low, scale.high = min(scale.low, value), max(scale.high, value)
     return Node(state, problem.is_terminal(state), value)
 
 
 def _choose(
     node: Node[S, A],
-    scale: _Scale,
     exploration: float,
     selection: Selection,
     draws: random.Random,
@@ -244,11 +229,11 @@ def _choose(
     """Return the action of the largest score, and its edge."""
     assert node.edges is not None
     parent_visits = 1 + sum(edge.node.visits for edge in node.edges.values() if edge.node)
-    own = scale(node.value) if node.visits else 0.0
+    own = node.value if node.visits else 0.0
     best, ties = -math.inf, list[tuple[A, Edge[S, A]]]()
     for action, edge in node.edges.items():
         taken = edge.node
-        value = scale(taken.value) if taken else own
+        value = taken.value if taken else own
         visits = taken.visits if taken else 0
         score = selection(value, visits, edge.prior, parent_visits, exploration)
         if score > best:
