@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 import resource
 import signal
+import struct
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -34,6 +36,13 @@ _BIND, _REC, _PRIVATE = 0x1000, 0x4000, 0x40000
 _DETACH = 2
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 _MOUNT_SETATTR = 442  # the same on every architecture
+_PR_SET_SECCOMP, _SECCOMP_FILTER = 22, 2
+_NEW_NAMESPACES = 0x7E020000
+"""The flags of clone() that ask for any."""
+_CALLS = {  # of Linux: the architecture's number, unshare, setns, clone, clone3
+    "x86_64": (0xC000003E, 272, 308, 56, 435),
+    "aarch64": (0xC00000B7, 97, 268, 220, 435),
+}
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime")
 FOLDER = "/sandbox"
@@ -196,7 +205,42 @@ def renounce(uid: int | None) -> None:
     _check(_libc().capset(header, (ctypes.c_uint32 * 6)()), "capset")
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_DUMPABLE, 1)  # or it could not read its own /proc/self
+    _forbid_namespaces()
     die_with_parent()  # a change of user has undone it
+
+
+def _forbid_namespaces() -> None:
+    """Refuse new namespaces: in a user namespace of its own a program would be root again.
+
+    It could then fill the memory with a file system, and reach much more of the kernel. clone3 is
+    said not to exist, because a filter cannot read its flags; the C library then takes clone.
+    """
+    if platform.machine() not in _CALLS:
+        return
+    arch, unshare, setns, clone, clone3 = _CALLS[platform.machine()]
+    load, equal, at_least, bits, answer = 0x20, 0x15, 0x35, 0x45, 0x06
+    refuse, absent, allow = 0x00050001, 0x00050026, 0x7FFF0000  # EPERM, ENOSYS
+    program = (
+        (load, 0, 0, 4),  # the architecture
+        (equal, 0, 8, arch),  # else refuse
+        (load, 0, 0, 0),  # the call
+        (at_least, 6, 0, 0x40000000),  # the x32 calls of x86: refuse
+        (equal, 5, 0, unshare),
+        (equal, 4, 0, setns),
+        (equal, 4, 0, clone3),
+        (equal, 0, 4, clone),  # else allow
+        (load, 0, 0, 16),  # its flags
+        (bits, 0, 2, _NEW_NAMESPACES),  # else allow
+        (answer, 0, 0, refuse),
+        (answer, 0, 0, absent),
+        (answer, 0, 0, allow),
+    )
+    code = b"".join(struct.pack("HBBI", *line) for line in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    filter_ = struct.pack("@HP", len(program), ctypes.addressof(buffer))
+    with contextlib.suppress(OSError):  # a kernel without seccomp
+        result = _libc().prctl(_PR_SET_SECCOMP, _SECCOMP_FILTER, filter_, 0, 0)
+        _check(result, "prctl seccomp")
 
 
 def die_with_parent() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -219,6 +220,21 @@ def test_namespaces_hide_processes_files_and_the_network(sandbox: Sandbox) -> No
         "try: socket.create_connection(('127.0.0.1', 9), 1)\nexcept OSError as e: print(e.errno)"
     )
     assert run(sandbox, source).output == "1 ['1']\nFalse\n101\n"  # the network is unreachable
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="no filter for it")
+def test_program_gets_no_namespaces_of_its_own(sandbox: Sandbox) -> None:
+    # A new user namespace (flag 0x10000000) would make it root again, inside.
+    source = (
+        "import ctypes, os, signal, threading\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        "print(libc.unshare(0x10000000), ctypes.get_errno())\n"
+        "clone = {'x86_64': 56, 'aarch64': 220}[os.uname().machine]\n"
+        "print(libc.syscall(clone, 0x10000000 | signal.SIGCHLD, 0, 0, 0, 0), ctypes.get_errno())\n"
+        "thread = threading.Thread(target=print, args=('thread',)); thread.start(); thread.join()\n"
+        "if os.fork() == 0: os._exit(0)\n"
+        "print(os.wait()[1])"
+    )
+    assert run(sandbox, source).output == "-1 1\n-1 1\nthread\n0\n"
 
 
 def test_hash_and_random_start_alike_in_every_program(sandbox: Sandbox) -> None:
