@@ -9,6 +9,7 @@ from posttrain.data.tasks.jsonl import JsonLines
 from posttrain.data.tasks.mixture import MixtureReward, TaskMixture, curriculum_weights
 from posttrain.data.tasks.named import parse_task
 from posttrain.data.tasks.reasoning_gym import ReasoningGym, ReasoningGymReward
+from posttrain.data.tasks.word_problems import WordProblems
 
 __all__ = [
     "Arithmetic",
@@ -23,6 +24,7 @@ __all__ = [
     "ReasoningGymReward",
     "Task",
     "TaskMixture",
+    "WordProblems",
     "curriculum_weights",
     "parse_task",
 ]
