@@ -62,7 +62,7 @@ class Instructions:
     Held-out requests are about subjects that are never asked for in training.
 
     >>> Instructions(form="text").train()[1].text
-    'Tell a story about rain. Use at least 60 words.'
+    'Tell a story about rain. Use at least 70 words.'
     """
 
     size: int = 20_000
@@ -124,7 +124,7 @@ class Instructions:
 def _values(draws: random.Random, word: str, avoided: str) -> Mapping[str, Mapping[str, object]]:
     """Draw the settings of each kind; all are drawn, so that one more kind moves no other."""
     return {
-        "AtLeastWords": {"count": draws.randrange(10, 101, 10)},
+        "AtLeastWords": {"count": draws.randrange(20, 101, 10)},
         "AtMostWords": {"count": draws.randrange(20, 101, 4)},
         "Includes": {"word": word, "count": draws.randint(1, 3)},
         "Avoids": {"word": avoided},
