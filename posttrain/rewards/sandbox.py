@@ -123,8 +123,7 @@ class Sandbox:
         self.limits, self.imports = limits, tuple(imports)
         self.as_root_without_namespaces = as_root_without_namespaces
         self._namespaces = True
-        self._lock = threading.Lock()
-        self._worker: WorkerProcess | None = None
+        self._forget()
         atexit.register(self.close)
 
     def run(self, programs: Sequence[Program]) -> list[Execution]:
@@ -134,6 +133,8 @@ class Sandbox:
             UsageError: We are root, there are no namespaces, and nobody insisted.
             RuntimeError: The interpreter does not start, or cannot lock a program in.
         """
+        if os.getpid() != self._owner:
+            self._forget()
         jobs = [(p.source, p.stdin.encode("utf-8", "replace"), p.checks) for p in programs]
         found: dict[int, Execution] = {}
         with self._lock:
@@ -160,14 +161,20 @@ class Sandbox:
 
     def close(self) -> None:
         """End the interpreter; the next program starts it again."""
-        with self._lock:
-            self._stop()
+        if os.getpid() == self._owner:
+            with self._lock:
+                self._stop()
+
+    def _forget(self) -> None:
+        """Begin without a process; after a fork the old one belongs to the parent."""
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._worker: WorkerProcess | None = None
 
     def _exchange(
         self, jobs: list[tuple[str, bytes, str]], left: list[int], found: dict[int, Execution]
     ) -> None:
-        if self._worker is None or self._worker.owner != os.getpid():
-            self._stop()
+        if self._worker is None:
             self._worker = self._start()
         self._worker.send((asdict(self.limits), [jobs[index] for index in left]))
         patience = self.limits.seconds + _GRACE_SECONDS

@@ -28,10 +28,10 @@ class WorkerProcess:
     """
 
     def __init__(self, script: Path, environment: Mapping[str, str]) -> None:
-        self.owner = os.getpid()
+        self._owner = os.getpid()
         self._unread = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-s", str(script)],
+            [sys.executable, "-P", str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -76,18 +76,22 @@ class WorkerProcess:
         assert self._process.stdout is not None
         poll = select.poll()
         poll.register(self._process.stdout.fileno(), select.POLLIN)
-        if not poll.poll(max(0.0, min(deadline - time.monotonic(), 86_400.0)) * 1000):
-            raise WorkerGone
+        wait = max(0.0, deadline - time.monotonic())
+        if not poll.poll(min(wait, 86_400.0) * 1000):
+            if wait < 86_400.0:
+                raise WorkerGone
+            return
         part = os.read(self._process.stdout.fileno(), 1 << 16)
         if not part:
             raise WorkerGone
         self._unread += part
 
+    def __del__(self) -> None:
+        if os.getpid() != self._owner:
+            self._process.returncode = 0  # after a fork it is not ours to wait for
+
     def stop(self) -> None:
         """End it: the end of its input ends it and all below it."""
-        if os.getpid() != self.owner:
-            self._process.returncode = 0  # after a fork it is not ours to wait for
-            return
         for pipe in self._process.stdin, self._process.stdout:
             assert pipe is not None
             with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -259,6 +260,45 @@ def test_killed_interpreter_is_started_again(sandbox: Sandbox) -> None:
     assert sandbox._worker.pid != old
 
 
+def test_a_forked_process_has_an_interpreter_of_its_own(sandbox: Sandbox) -> None:
+    assert is_well(sandbox)
+    with sandbox._lock:  # as if another thread were waiting for programs
+        pid = os.fork()
+        if not pid:
+            os._exit(0 if is_well(sandbox) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert is_well(sandbox)
+
+
+def test_everything_ends_when_the_user_is_killed_in_the_middle_of_a_batch(
+    sandbox: Sandbox,
+) -> None:
+    program = f"""
+import threading, time
+from posttrain.rewards.sandbox import Limits, Program, Sandbox
+sandbox = Sandbox(Limits(seconds=60), as_root_without_namespaces=True)
+sandbox._namespaces = {sandbox._namespaces}
+sandbox.run([Program(source="")])
+print(sandbox._worker.pid, flush=True)
+hangs = Program(source="import os, time; os.fork(); time.sleep(60)")
+threading.Thread(target=sandbox.run, args=([hangs],)).start()
+time.sleep(0.3)
+print("busy", flush=True)
+"""
+    user = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert user.stdout is not None
+    worker = int(user.stdout.readline())
+    assert user.stdout.readline() == "busy\n"
+    pids = {worker, *sandbox_kernel._descendants(worker)}
+    assert len(pids) >= 3
+    user.kill()
+    user.communicate()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, f"{pids} are still there"
+        time.sleep(0.02)
+
+
 def test_everything_ends_with_close(sandbox: Sandbox) -> None:
     before = processes()
     other = Sandbox(LIMITS, as_root_without_namespaces=True)
@@ -274,8 +314,6 @@ def test_everything_ends_with_close(sandbox: Sandbox) -> None:
 
 class Refusing:
     """Stands for a worker that the kernel refuses namespaces."""
-
-    owner = os.getpid()
 
     def __init__(self, *_: object) -> None:
         self.wanted = False
