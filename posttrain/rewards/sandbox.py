@@ -137,27 +137,29 @@ class Sandbox:
             self._forget()
         jobs = [(p.source, p.stdin.encode("utf-8", "replace"), p.checks) for p in programs]
         found: dict[int, Execution] = {}
+        suspect, given_up = -1, 0
         with self._lock:
-            for _ in range(3):
-                left = [index for index in range(len(jobs)) if index not in found]
-                if not left:
-                    break
+            while left := [index for index in range(len(jobs)) if index not in found]:
                 try:
                     self._exchange(jobs, left, found)
-                except WorkerGone:
+                except WorkerGone:  # without namespaces, a program of the same user may kill it
                     self._stop()
+                    first = next((index for index in left if index not in found), -1)
+                    if first == suspect:
+                        found[first] = Execution(outcome=Outcome.FAILED, output="", seconds=0.0)
+                        given_up += 1
+                    suspect = first
                 except BaseException:  # an interrupt leaves a batch half answered
                     self._stop()
                     raise
-        if len(found) < len(jobs):
+        if given_up:
             warnings.warn(
-                "the process that runs programs ended three times in one batch: "
-                f"{len(jobs) - len(found)} programs count as failed",
+                "the process that runs programs ended twice at the same program, for "
+                f"{given_up} of {len(jobs)}, which count as failed",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        lost = Execution(outcome=Outcome.FAILED, output="", seconds=0.0)
-        return [found.get(index, lost) for index in range(len(jobs))]
+        return [found[index] for index in range(len(jobs))]
 
     def close(self) -> None:
         """End the interpreter; the next program starts it again."""

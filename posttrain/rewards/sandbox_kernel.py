@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import resource
@@ -32,7 +33,7 @@ __all__ = [
 _NEWNS, _NEWUTS, _NEWIPC = 0x00020000, 0x04000000, 0x08000000
 _NEWUSER, _NEWPID, _NEWNET = 0x10000000, 0x20000000, 0x40000000
 _RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8
-_BIND, _REC, _PRIVATE = 0x1000, 0x4000, 0x40000
+_REMOUNT, _BIND, _REC, _PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
 _DETACH = 2
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 _MOUNT_SETATTR = 442  # the same on every architecture
@@ -156,17 +157,22 @@ def _new_root(keep: Iterable[str]) -> None:
         if not os.path.exists(root + path):
             os.symlink(FOLDER, root + path)
     _mount("proc", f"{root}/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
-    attributes = (ctypes.c_uint64 * 4)(_RDONLY | _NOSUID, 0, 0, 0)
-    _check(
-        _libc().syscall(
-            _MOUNT_SETATTR, -100, root.encode(), 0x8000, attributes, ctypes.sizeof(attributes)
-        ),
-        "mount_setattr",
-    )
+    _make_read_only(root, [root + path for path in places])
     os.chdir(root)
     _check(_libc().pivot_root(b".", b"."), "pivot_root")
     _check(_libc().umount2(b".", _DETACH), "umount2")
     os.chdir("/")
+
+
+def _make_read_only(root: str, mounts: Sequence[str]) -> None:
+    attributes = (ctypes.c_uint64 * 4)(_RDONLY | _NOSUID, 0, 0, 0)
+    size = ctypes.sizeof(attributes)
+    result = _libc().syscall(_MOUNT_SETATTR, -100, root.encode(), 0x8000, attributes, size)
+    if result < 0 and ctypes.get_errno() == errno.ENOSYS:  # before Linux 5.12: one by one
+        for path in (root, *mounts):
+            _mount("none", path, "", _REMOUNT | _BIND | _RDONLY | _NOSUID)
+    else:
+        _check(result, "mount_setattr")
 
 
 def _what_to_show(keep: Iterable[str]) -> tuple[dict[str, str], dict[str, tuple[int, bool]]]:

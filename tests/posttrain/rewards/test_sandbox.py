@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from launch.errors import UsageError
 from posttrain.rewards import sandbox_kernel
 from posttrain.rewards.sandbox import Execution, Limits, Outcome, Program, Sandbox
+from posttrain.rewards.worker_process import WorkerGone
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -260,6 +262,20 @@ def test_killed_interpreter_is_started_again(sandbox: Sandbox) -> None:
     assert sandbox._worker.pid != old
 
 
+def test_program_that_kills_what_it_can_costs_itself_alone(sandbox: Sandbox) -> None:
+    kills = (
+        "import os\nfor pid in (os.getppid(), -1, 0):\n"
+        "  try: os.kill(pid, 9)\n  except OSError: pass"
+    )
+    if os.geteuid() != 0 and not sandbox._namespaces:
+        kills = kills.replace(", -1, 0", "")  # or it would kill us, whose user it is
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without namespaces it may kill what runs it
+        found = sandbox.run([Program(source=s) for s in ("print(1)", kills, "print(2)", kills)])
+    assert [execution.output for execution in found] == ["1\n", "", "2\n", ""]
+    assert is_well(sandbox)
+
+
 def test_a_forked_process_has_an_interpreter_of_its_own(sandbox: Sandbox) -> None:
     assert is_well(sandbox)
     with sandbox._lock:  # as if another thread were waiting for programs
@@ -310,6 +326,43 @@ def test_everything_ends_with_close(sandbox: Sandbox) -> None:
     while (processes() - before) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not processes() - before
+
+
+class Dying:
+    """Stands for a worker that ends at every program ``"kills"`` and runs all others."""
+
+    def __init__(self, *_: object) -> None:
+        self.jobs: list[str] = []
+        self.said: list[str] = []
+
+    def send(self, message: tuple[object, object]) -> None:
+        _, jobs = message
+        if isinstance(jobs, list):
+            self.jobs = [source for source, _, _ in jobs]
+            self.said = [f"{i} = 5 0" for i in range(len(jobs))]
+
+    def line(self, seconds: float) -> str:
+        if not self.said:
+            return "ready"
+        if self.jobs.pop(0) == "kills":
+            raise WorkerGone
+        return self.said.pop(0)
+
+    def exactly(self, size: int, seconds: float) -> bytes:
+        return b""
+
+    def stop(self) -> None: ...
+
+
+def test_program_at_which_the_worker_ends_twice_counts_as_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("posttrain.rewards.sandbox.WorkerProcess", Dying)
+    sandbox = Sandbox(LIMITS)
+    sources = ["a", "kills", "b", "kills"]
+    with pytest.warns(RuntimeWarning, match="ended twice at the same program, for 2 of 4"):
+        found = sandbox.run([Program(source=source) for source in sources])
+    assert [execution.outcome is Outcome.ENDED for execution in found] == [True, False] * 2
 
 
 class Refusing:
