@@ -253,10 +253,19 @@ def test_eval_of_one_model_leaves_the_same_table() -> None:
     [
         (["--models", "model,./absent", "--task", "gsm8k.jsonl"], "./absent does not exist"),
         (["--model", "model", "--tasks", "gsm8k.jsonl,nothing.jsonl"], "nothing.jsonl"),
+        (["--model", "model", "--tasks", "gsm8k.jsonl,nothing:Empty"], "nothing:Empty has no prob"),
     ],
 )
 def test_eval_names_the_model_or_task_that_is_wrong(
-    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    flags: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (folder / "nothing.py").write_text(
+        "class Empty:\n    reward = None\n    def train(self): return []\n    heldout = train\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
     assert main(["run", "eval", *flags]) == 2
     assert message in capsys.readouterr().err
