@@ -312,14 +312,13 @@ def kill_descendants() -> None:
 
 
 def _descendants(pid: int) -> set[int]:
-    """Return the processes below one that have not ended."""
+    """Return the processes below one; a zombie may have threads that live, so it counts."""
     below: dict[int, list[int]] = {}
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         with contextlib.suppress(OSError, ValueError, IndexError):
             with open(f"/proc/{name}/stat", "rb") as file:
-                state, parent = file.read().rpartition(b")")[2].split()[:2]
-            if state not in (b"Z", b"X"):
-                below.setdefault(int(parent), []).append(int(name))
+                parent = int(file.read().rpartition(b")")[2].split()[1])
+            below.setdefault(parent, []).append(int(name))
     found: set[int] = set()
     new = [pid]
     while new:

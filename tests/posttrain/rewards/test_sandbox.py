@@ -128,6 +128,21 @@ def test_orphan_in_a_session_of_its_own_ends_with_its_program(sandbox: Sandbox) 
     assert is_well(sandbox)
 
 
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="a number is needed")
+def test_orphan_whose_first_thread_has_ended_is_killed_too(sandbox: Sandbox) -> None:
+    source = (
+        "import ctypes, os, threading, time\nif os.fork() == 0:\n  os.setsid()\n"
+        "  threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "  exits = {'x86_64': 60, 'aarch64': 93}[os.uname().machine]\n"
+        "  ctypes.CDLL(None).syscall(exits, 0)  # of this thread alone\n"
+        "time.sleep(.2)"
+    )
+    start = time.monotonic()
+    assert run(sandbox, source).outcome is Outcome.ENDED
+    assert is_well(sandbox)
+    assert time.monotonic() - start < 5
+
+
 def test_ten_gibibytes_are_refused(sandbox: Sandbox) -> None:
     found = run(sandbox, "print('before', flush=True); x = bytearray(10 * 2**30); print('after')")
     assert (found.outcome, found.output) == (Outcome.FAILED, "before\n")
