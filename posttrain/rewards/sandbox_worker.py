@@ -102,9 +102,11 @@ class Supervisor:
             self._run_all(deque(enumerate(programs)))
 
     def end(self) -> None:
-        """Kill all that runs."""
-        for run in list(self.running):
+        """Kill all that runs, and leave no folder behind."""
+        for run in self.running:
             self._kill(run)
+            if run.folder is not None:
+                shutil.rmtree(run.folder, ignore_errors=True)
 
     def _run_all(self, waiting: deque[tuple[int, tuple[str, bytes, str]]]) -> None:
         while waiting or self.running:

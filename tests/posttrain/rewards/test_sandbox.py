@@ -302,10 +302,12 @@ def test_a_forked_process_has_an_interpreter_of_its_own(sandbox: Sandbox) -> Non
 
 
 def test_everything_ends_when_the_user_is_killed_in_the_middle_of_a_batch(
-    sandbox: Sandbox,
+    sandbox: Sandbox, tmp_path: Path
 ) -> None:
     program = f"""
 import threading, time
+from posttrain.rewards import sandbox as module
+module._ENVIRONMENT["TMPDIR"] = {str(tmp_path)!r}
 from posttrain.rewards.sandbox import Limits, Program, Sandbox
 sandbox = Sandbox(Limits(seconds=60), as_root_without_namespaces=True)
 sandbox._namespaces = {sandbox._namespaces}
@@ -328,6 +330,7 @@ print("busy", flush=True)
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline, f"{pids} are still there"
         time.sleep(0.02)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_everything_ends_with_close(sandbox: Sandbox) -> None:
