@@ -11,7 +11,7 @@ from torch import Tensor
 from posttrain.rewards.answer import compare_answers
 from posttrain.rewards.judge import Verdict
 
-__all__ = ["maj_at_k", "pass_at_k"]
+__all__ = ["avg_at_k", "maj_at_k", "pass_at_k"]
 
 
 def pass_at_k(n: Tensor, c: Tensor, k: int) -> Tensor:
@@ -45,6 +45,38 @@ def pass_at_k(n: Tensor, c: Tensor, k: int) -> Tensor:
             _check_row(row, drawn, correct, k)
             values[drawn, correct] = _pass_at_k(drawn, correct, k)
     return torch.tensor([values[pair] for pair in rows], dtype=torch.float64, device=n.device)
+
+
+def avg_at_k(correct: Tensor, k: int) -> Tensor:
+    """Mean accuracy of the first k samples; an estimate of pass@1.
+
+        avg@k = (1 / k) sum_{i <= k} correct_i
+
+    DeepSeek-R1 reports it as pass@1 from k samples, beside cons@k, which is ``maj_at_k`` (Guo et
+    al. 2025, arXiv:2501.12948, the equation of section 3).
+
+    Args:
+        correct: ``(N, S)`` bool, whether each of S samples of N questions is correct.
+        k: How many samples count, 1 <= k <= S.
+
+    Returns:
+        ``(N,)`` float64, on the device of ``correct``.
+
+    >>> avg_at_k(torch.tensor([[True, False, True, True]]), 3)
+    tensor([0.6667], dtype=torch.float64)
+    """
+    if not isinstance(correct, Tensor) or correct.dtype != torch.bool:
+        raise TypeError("correct: expected an (N, S) tensor of truth values")
+    if correct.dim() != 2:
+        raise ValueError(f"correct has shape {tuple(correct.shape)}: expected (N, S)")
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k is a {type(k).__name__}: expected an int")
+    drawn = correct.shape[1]
+    if not 1 <= k <= drawn:
+        raise ValueError(
+            f"k={k}, but {drawn} samples were drawn for each question: give 1 <= k <= {drawn}"
+        )
+    return correct[:, :k].double().mean(dim=1)
 
 
 def _pass_at_k(n: int, c: int, k: int) -> float:

@@ -68,6 +68,11 @@ class Evaluation:
         return [[extract_answer(s.completion) for s in row] for row in self.samples]
 
     @property
+    def unparseable(self) -> Tensor:
+        """``(N, S)`` bool, has no final answer."""
+        return torch.tensor([[answer is None for answer in row] for row in self.answers])
+
+    @property
     def lengths(self) -> Tensor:
         """``(N, S)`` int64 tokens, the stop token included."""
         return torch.tensor([[len(s.tokens) for s in row] for row in self.samples])

@@ -3,6 +3,7 @@
 from posttrain.rewards.answer import AnswerReward
 from posttrain.rewards.base import Reward, Sample
 from posttrain.rewards.checking import RewardError, check_rewards, checked
+from posttrain.rewards.code import CodeReward, CodeTests
 from posttrain.rewards.combine import WeightedSum, score
 from posttrain.rewards.format import FormatReward
 from posttrain.rewards.language import LanguageConsistency
@@ -12,6 +13,8 @@ from posttrain.rewards.repetition import RepetitionPenalty
 
 __all__ = [
     "AnswerReward",
+    "CodeReward",
+    "CodeTests",
     "CosineLength",
     "FormatReward",
     "LanguageConsistency",

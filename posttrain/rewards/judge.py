@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import pickle
-import select
-import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Sequence
 from enum import Enum
@@ -18,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from posttrain.rewards import judge_worker
+from posttrain.rewards.worker_process import WorkerGone, WorkerProcess
 
 __all__ = ["Judge", "Verdict", "judge_for"]
 
@@ -33,10 +30,6 @@ class Verdict(Enum):
     DIFFERENT = judge_worker.DIFFERENT
     TIMEOUT = judge_worker.TIMEOUT
     CRASH = judge_worker.CRASH
-
-
-class _Gone(Exception):
-    """The supervisor ended, or no longer answers."""
 
 
 class Judge:
@@ -67,7 +60,7 @@ class Judge:
                     break
                 try:
                     self._exchange(frames, left, seconds, verdicts)
-                except _Gone:
+                except WorkerGone:
                     self._stop()
                 except BaseException:  # an interrupt leaves a batch half answered
                     self._stop()
@@ -90,40 +83,28 @@ class Judge:
 
     def _forget(self) -> None:
         """Begin without a process; after a fork the old one belongs to the parent."""
-        old: subprocess.Popen[bytes] | None = getattr(self, "_process", None)
-        if old is not None:
-            old.returncode = 0  # not ours to wait for
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._unread = b""
+        self._process: WorkerProcess | None = None
 
     def _exchange(
         self, frames: list[bytes], left: list[int], seconds: float, verdicts: dict[int, Verdict]
     ) -> None:
         process = self._process if self._process is not None else self._start()
-        self._send(process, (seconds, [frames[index] for index in left]))
+        process.send((seconds, [frames[index] for index in left]))
         for _ in left:
-            number, letter = self._line(process, seconds + _GRACE_SECONDS).split()
+            number, letter = process.line(seconds + _GRACE_SECONDS).split()
             verdicts[left[int(number)]] = Verdict(letter)
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        worker = Path(judge_worker.__file__)
+    def _start(self) -> WorkerProcess:
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(worker)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            env={**os.environ, **single, "PYTHONHASHSEED": "0"},
-            start_new_session=True,  # a Ctrl-C in the terminal is for the run, not for its judge
-        )
-        self._process, self._unread = process, b""
+        environment = {**os.environ, **single, "PYTHONHASHSEED": "0"}
+        process = WorkerProcess(Path(judge_worker.__file__), environment)
+        self._process = process
         try:
-            self._send(process, (self._kind, sys.path))
-            said = self._line(process, _START_SECONDS)
-        except _Gone:
+            process.send((self._kind, sys.path))
+            said = process.line(_START_SECONDS)
+        except WorkerGone:
             said = "error it ended without a word"
         if said != "ready":
             self._stop()
@@ -134,44 +115,10 @@ class Judge:
             )
         return process
 
-    def _send(self, process: subprocess.Popen[bytes], message: object) -> None:
-        assert process.stdin is not None
-        try:
-            judge_worker.write_frame(process.stdin.fileno(), pickle.dumps(message))
-        except BrokenPipeError as error:
-            raise _Gone from error
-
-    def _line(self, process: subprocess.Popen[bytes], seconds: float) -> str:
-        """Read one line within ``seconds``."""
-        assert process.stdout is not None
-        poll = select.poll()
-        poll.register(process.stdout.fileno(), select.POLLIN)
-        deadline = time.monotonic() + seconds
-        while b"\n" not in self._unread:
-            wait = max(0.0, deadline - time.monotonic())
-            ready = poll.poll(min(wait, 86_400.0) * 1000)
-            if not ready and wait < 86_400.0:
-                raise _Gone
-            part = os.read(process.stdout.fileno(), 1 << 16) if ready else b""
-            if ready and not part:
-                raise _Gone
-            self._unread += part
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line.decode()
-
     def _stop(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        for pipe in process.stdin, process.stdout:  # the end of its input ends it and its children
-            assert pipe is not None
-            with contextlib.suppress(OSError):
-                pipe.close()
-        try:
-            process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            process.stop()
 
 
 _JUDGES: dict[str, Judge] = {}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from launch.conversion import load_object
 from launch.errors import UsageError
 from launch.spelling import nearest
 from posttrain.rewards.answer import AnswerReward
 from posttrain.rewards.base import Reward
+from posttrain.rewards.code import CodeReward
 from posttrain.rewards.format import FormatReward
 
 __all__ = ["parse_reward"]
 
 
 def parse_reward(text: str) -> Reward:
-    """Return the reward that ``text`` names: ``answer``, ``format`` or ``module:name``.
+    """Return the reward that ``text`` names: ``answer``, ``format``, ``code`` or ``module:name``.
 
     ``module:name`` is a function of samples, an object that can be called, or a class that needs
     no arguments.
@@ -25,12 +28,16 @@ def parse_reward(text: str) -> Reward:
         UsageError: There is no such name, or it is no reward.
     """
     text = text.strip()
-    own = {"answer": AnswerReward, "format": FormatReward}
+    own: dict[str, Callable[[], Reward]] = {
+        "answer": AnswerReward,
+        "format": FormatReward,
+        "code": CodeReward,
+    }
     if text in own:
         return own[text]()
     if ":" not in text:
         near = nearest(text, own)
-        hint = f"did you mean {near}?" if near else "expected answer, format or module:name"
+        hint = f"did you mean {near}?" if near else "expected answer, format, code or module:name"
         raise UsageError(f"unknown reward {text!r}: {hint}")
     reward = load_object(text, "")
     if isinstance(reward, type):

@@ -2,18 +2,29 @@
 
 from posttrain.data.tasks.arithmetic import Arithmetic
 from posttrain.data.tasks.base import Prompt, Task
+from posttrain.data.tasks.code_problems import CodeProblems
 from posttrain.data.tasks.hub import HubDataset
+from posttrain.data.tasks.instructions import InstructionReward, Instructions
 from posttrain.data.tasks.jsonl import JsonLines
+from posttrain.data.tasks.mixture import MixtureReward, TaskMixture, curriculum_weights
 from posttrain.data.tasks.named import parse_task
 from posttrain.data.tasks.reasoning_gym import ReasoningGym, ReasoningGymReward
+from posttrain.data.tasks.word_problems import WordProblems
 
 __all__ = [
     "Arithmetic",
+    "CodeProblems",
     "HubDataset",
+    "InstructionReward",
+    "Instructions",
     "JsonLines",
+    "MixtureReward",
     "Prompt",
     "ReasoningGym",
     "ReasoningGymReward",
     "Task",
+    "TaskMixture",
+    "WordProblems",
+    "curriculum_weights",
     "parse_task",
 ]

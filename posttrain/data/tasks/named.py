@@ -11,6 +11,7 @@ from launch.spelling import did_you_mean
 from posttrain.data.tasks.arithmetic import Arithmetic
 from posttrain.data.tasks.base import Task
 from posttrain.data.tasks.hub import HubDataset
+from posttrain.data.tasks.instructions import Instructions
 from posttrain.data.tasks.jsonl import JsonLines
 from posttrain.data.tasks.reasoning_gym import ReasoningGym, gym_names
 
@@ -28,7 +29,7 @@ def parse_task(text: str) -> Task:
     - a ``.parquet``, ``.csv``, ``.arrow`` or ``.json`` file, or a folder of them: ``HubDataset``
     - ``chain_sum`` or another of reasoning-gym's names: ``ReasoningGym``
     - ``openai/gsm8k:main``, a data set on the hub and its configuration: ``HubDataset``
-    - ``arithmetic``: ``Arithmetic``
+    - ``arithmetic``: ``Arithmetic``; ``instructions``: ``Instructions``
     - ``my_module:my_task``: a task, or a class or function that makes one without arguments
 
     >>> parse_task("arithmetic").heldout()[0].text
@@ -51,12 +52,14 @@ def parse_task(text: str) -> Task:
         return _loaded(text)
     if text == "arithmetic":
         return Arithmetic()
+    if text == "instructions":
+        return Instructions()
     if text in gym_names():
         return ReasoningGym(text)
     if _HUB.fullmatch(text):
         name, _, config = text.partition(":")
         return HubDataset(name, config or None)
-    near = did_you_mean(text, ["arithmetic", *sorted(gym_names())])
+    near = did_you_mean(text, ["arithmetic", "instructions", *sorted(gym_names())])
     raise UsageError(
         f"unknown task {text!r}{near}"
         + ("" if near else ": expected a file, a name of reasoning-gym, OWNER/NAME or module:name")

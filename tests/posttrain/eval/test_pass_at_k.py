@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.eval.pass_at_k import maj_at_k, pass_at_k
+from posttrain.eval.pass_at_k import avg_at_k, maj_at_k, pass_at_k
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample() -> None:
@@ -144,3 +144,29 @@ def test_maj_at_k_names_what_is_wrong() -> None:
         maj_at_k(["12"], ["1"], 1)
     with pytest.raises(TypeError, match=r"answers\[1\] holds a int"):
         maj_at_k([["1"], [2]], ["1", "2"], 1)  # type: ignore[list-item]
+
+
+def test_avg_at_k_of_hand_worked_samples() -> None:
+    correct = torch.tensor([[True, False, True, True], [False, False, False, True]])
+    assert avg_at_k(correct, 2).tolist() == [0.5, 0.0]
+    assert avg_at_k(correct, 4).tolist() == [0.75, 0.25]
+    # Over all samples it is pass@1.
+    counts = torch.tensor([3, 1])
+    assert torch.equal(avg_at_k(correct, 4), pass_at_k(torch.tensor([4, 4]), counts, 1))
+
+
+@pytest.mark.parametrize(
+    ("correct", "k", "error", "message"),
+    [
+        (torch.ones(2, 3, dtype=torch.bool), 4, ValueError, "k=4, but 3 samples"),
+        (torch.ones(2, 3, dtype=torch.bool), 0, ValueError, "k=0"),
+        (torch.ones(2, 3, dtype=torch.bool), True, TypeError, "k is a bool"),
+        (torch.ones(3, dtype=torch.bool), 1, ValueError, r"expected \(N, S\)"),
+        (torch.ones(2, 3), 1, TypeError, "truth values"),
+    ],
+)
+def test_avg_at_k_refuses_what_it_cannot_average(
+    correct: torch.Tensor, k: int, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        avg_at_k(correct, k)

@@ -1,5 +1,6 @@
 """The recipes for real checkpoints, through the command line, on a small folder."""
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -211,3 +212,60 @@ def test_eval_says_when_nothing_is_held_out(capsys: pytest.CaptureFixture[str]) 
     assert "holds no problems out" in capsys.readouterr().out
     assert main(["run", "eval", *flags, "--task.heldout_share", "0.5"]) == 0
     assert "holds no problems out" not in capsys.readouterr().out
+
+
+def table(output: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(Path(output, "evaluation.csv").read_text().splitlines()))
+
+
+def test_eval_of_several_models_and_tasks_leaves_one_table(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--models", "model,model", "--task", "gsm8k.jsonl", "--tasks", "gsm8k.jsonl"]
+    flags += ["--problems", "3", "--group_size", "2", "--sampling.max_tokens", "4"]
+    assert main(["run", "eval", *flags, "--output", "several"]) == 0
+    rows = table("several")
+    tasks = ["gsm8k.jsonl", "gsm8k.jsonl #2"]
+    assert [(row["model"], row["task"]) for row in rows] == [
+        (model, task) for model in ("model", "model #2") for task in tasks
+    ]
+    assert rows[0].items() - {("task", tasks[0])} == rows[1].items() - {("task", tasks[1])}
+    assert {"problems", "avg@2", "avg@2 low", "pass@2", "greedy", "cut off", "unparseable"} <= set(
+        rows[0]
+    )
+    markdown = Path("several/evaluation.md").read_text()
+    assert markdown in capsys.readouterr().out
+    assert "<td>model #2</td>" in Path("several/evaluation.html").read_text()
+    assert "model #2/gsm8k.jsonl/avg" in records("several")[0]
+
+
+def test_eval_of_one_model_leaves_the_same_table() -> None:
+    flags = ["--model", "model", "--task", "gsm8k.jsonl", "--problems", "3", "--group_size", "2"]
+    flags += ["--sampling.max_tokens", "4", "--output", "one"]
+    assert main(["run", "eval", *flags]) == 0
+    [row] = table("one")
+    assert (row["model"], row["task"], row["problems"]) == ("model", "gsm8k.jsonl", "3")
+    assert "pass@1" in records("one")[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--models", "model,./absent", "--task", "gsm8k.jsonl"], "./absent does not exist"),
+        (["--model", "model", "--tasks", "gsm8k.jsonl,nothing.jsonl"], "nothing.jsonl"),
+        (["--model", "model", "--tasks", "gsm8k.jsonl,nothing:Empty"], "nothing:Empty has no prob"),
+    ],
+)
+def test_eval_names_the_model_or_task_that_is_wrong(
+    flags: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (folder / "nothing.py").write_text(
+        "class Empty:\n    reward = None\n    def train(self): return []\n    heldout = train\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    assert main(["run", "eval", *flags]) == 2
+    assert message in capsys.readouterr().err

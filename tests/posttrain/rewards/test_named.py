@@ -5,7 +5,7 @@ import pytest
 from launch.config import override
 from launch.errors import UsageError
 from posttrain.recipes.jobs import GRPOJob
-from posttrain.rewards import AnswerReward, FormatReward, Sample, parse_reward
+from posttrain.rewards import AnswerReward, CodeReward, FormatReward, Sample, parse_reward
 
 SOURCE = """
 import torch
@@ -31,6 +31,7 @@ def test_parse_reward_knows_its_own_and_the_users(module: str) -> None:
     samples = [Sample(prompt="", completion="abc", answer="")]
     assert parse_reward(" answer ") == AnswerReward()
     assert parse_reward("format") == FormatReward()
+    assert parse_reward("code") == CodeReward()
     assert parse_reward(f"{module}:longer")(samples).tolist() == [3]
     assert parse_reward(f"{module}:Zero")(samples).tolist() == [0]
 
@@ -39,7 +40,7 @@ def test_parse_reward_knows_its_own_and_the_users(module: str) -> None:
     ("text", "said"),
     [
         ("anser", "did you mean answer"),
-        ("", "expected answer, format or module:name"),
+        ("", "expected answer, format, code or module:name"),
         ("rewards_of_a_user:longr", "did you mean longer"),
         ("rewards_of_a_user:Needy", r"Needy\(\) raised TypeError"),
         ("rewards_of_a_user:NUMBER", "is a int, which cannot be called"),

@@ -6,7 +6,14 @@ import pytest
 
 from launch.config import override
 from launch.errors import UsageError
-from posttrain.data.tasks import Arithmetic, HubDataset, JsonLines, ReasoningGym, parse_task
+from posttrain.data.tasks import (
+    Arithmetic,
+    HubDataset,
+    Instructions,
+    JsonLines,
+    ReasoningGym,
+    parse_task,
+)
 from posttrain.recipes.jobs import GRPOJob
 
 SOURCE = """
@@ -38,6 +45,7 @@ def test_parse_task_knows_files_names_and_the_users_own(tmp_path: Path, module: 
     assert parse_task("openai/gsm8k:main") == HubDataset("openai/gsm8k", "main")
     assert parse_task("owner/data") == HubDataset("owner/data")
     assert parse_task(" arithmetic ") == Arithmetic()
+    assert parse_task("instructions") == Instructions()
     assert type(parse_task(f"{module}:Sums")).__name__ == "Sums"
     assert parse_task(f"{module}:small") == Arithmetic(largest=2)
     assert parse_task(f"{module}:ready") == Arithmetic(largest=3)
