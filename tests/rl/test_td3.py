@@ -184,7 +184,7 @@ def test_actions_are_random_and_then_the_policys_with_noise() -> None:
         return made[-1]
 
     cfg = replace(ONE, env=env, env_steps=6, learning_starts=3, exploration=0.25, eval_every=6)
-    cfg = replace(cfg, optimizer=SGD(0.0))
+    cfg = replace(cfg, optimizer=SGD(1e-30))
     train(cfg, Logged())
     (w, b), _ = beginning()
     normals = torch.randn((6, 1, 1), generator=stream("actions", 1)).flatten().double()
