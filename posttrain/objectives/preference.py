@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -53,6 +53,7 @@ class Preferences(Protocol):
         ...
 
 
+@runtime_checkable
 class PreferenceObjective(Protocol):
     """The loss of a policy on pairs, as a sum and the number of pairs that it is divided by.
 

@@ -53,6 +53,11 @@ class PreferenceConfig:
     """Steps between looks at held-out pairs, beside the first and the last step; 0 never looks."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.objective, PreferenceObjective):
+            raise ValueError(
+                f"objective is {type(self.objective).__name__}, which compares no pairs: use DPO, "
+                "IPO, SimPO, ORPO or KTO of posttrain.objectives, or one with their three methods"
+            )
         for name in ("steps", "pairs_per_step", "row_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give at least 1")

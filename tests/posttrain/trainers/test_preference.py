@@ -15,7 +15,7 @@ from launch.schedule import Constant
 from posttrain.data.packing import Document
 from posttrain.data.preferences import Pair, pad_pairs, unrelated_pairs
 from posttrain.models import LanguageModel, tiny_model, train_tokenizer
-from posttrain.objectives import DPO, IPO, KTO, ORPO, PreferenceObjective, SimPO
+from posttrain.objectives import DPO, GRPO, IPO, KTO, ORPO, PreferenceObjective, SimPO
 from posttrain.trainers import PreferenceConfig, train_preferences
 from posttrain.trainers.preference import pair_log_probs, reference_point
 
@@ -222,6 +222,11 @@ def test_what_cannot_be_trained_on_is_named(made: LanguageModel, pairs: list[Pai
 def test_config_refuses_counts_below_one(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}=0"):
         replace(CONFIG, **{name: 0})
+
+
+def test_config_refuses_an_objective_of_policies() -> None:
+    with pytest.raises(ValueError, match="objective is GRPO, which compares no pairs: use DPO"):
+        replace(CONFIG, objective=GRPO())
 
 
 def test_config_refuses_a_reference_point_of_one_pair() -> None:
