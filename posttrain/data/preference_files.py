@@ -54,14 +54,23 @@ def load_preferences(path: str | Path) -> list[Preference]:
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, preferences: Sequence[Preference]
 ) -> list[Pair]:
-    """Return each preference as documents of the same prompt, in which the completions count."""
-    return [
-        (
-            encode_turns(tokenizer, [*preference.prompt, preference.chosen])[-1],
-            encode_turns(tokenizer, [*preference.prompt, preference.rejected])[-1],
-        )
-        for preference in preferences
-    ]
+    """Return each preference as documents of the same prompt, in which the completions count.
+
+    Raises:
+        UsageError: The chat template does not take a chat, or writes it so that its last turn
+            cannot be told apart.
+    """
+    pairs = []
+    for index, preference in enumerate(preferences):
+        turns = (preference.chosen, preference.rejected)
+        try:
+            chosen, rejected = (
+                encode_turns(tokenizer, [*preference.prompt, turn])[-1] for turn in turns
+            )
+        except ValueError as error:
+            raise UsageError(f"preference {index}: {error}") from error
+        pairs.append((chosen, rejected))
+    return pairs
 
 
 def _preference(row: dict[str, Any], where: str) -> Preference:

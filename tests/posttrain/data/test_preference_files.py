@@ -67,3 +67,11 @@ def test_encode_pairs_counts_the_last_turn_alone_after_the_same_prompt() -> None
         before = [t for t, m in zip(document.tokens, document.mask, strict=True) if not m]
         assert tokenizer.decode(counted) == f"{content}<|end|>"
         assert tokenizer.decode(before) == f"{start}<|assistant|>"
+
+
+def test_a_chat_that_the_template_refuses_is_numbered() -> None:
+    tokenizer = train_tokenizer(["1+1", "2", "3!"], vocabulary=64)
+    told = [USER, {"role": "tool", "content": "2"}]
+    pairs = [Preference([USER], GOOD, BAD), Preference(told, GOOD, BAD)]
+    with pytest.raises(UsageError, match=r"^preference 1: the chat template refuses the roles"):
+        encode_pairs(tokenizer, pairs)

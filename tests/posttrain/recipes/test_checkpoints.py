@@ -183,6 +183,10 @@ def test_chat_answers_each_line_and_leaves_no_folder(
             "row_length=3",
         ),
         (
+            ["run", DPO, *PAIRS, "--objective", "posttrain.objectives:GRPO"],
+            "objective: GRPO has no rewards, expected a PreferenceObjective",
+        ),
+        (
             ["run", DPO, *PAIRS, "--objective.beta", "0"],
             "beta=0",
         ),

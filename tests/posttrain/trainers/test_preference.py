@@ -4,13 +4,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from launch.optimizers import AdamW
-from launch.runtime import Runtime
+from launch.runtime import Runtime, RuntimeConfig
 from launch.schedule import Constant
 from posttrain.data.packing import Document
 from posttrain.data.preferences import Pair, pad_pairs, unrelated_pairs
@@ -117,10 +118,13 @@ def test_micro_batches_change_nothing(
     torch.testing.assert_close(other.state_dict(), whole.state_dict(), rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_first_step_has_no_margin_from_the_reference(
-    made: LanguageModel, pairs: list[Pair], tmp_path: Path
+    precision: Literal["fp32", "bf16"], made: LanguageModel, pairs: list[Pair], tmp_path: Path
 ) -> None:
-    train(replace(CONFIG, steps=1), made, pairs, tmp_path / "run")
+    cfg, model = replace(CONFIG, steps=1, micro_batch=3), copy.deepcopy(made.model)
+    with Runtime(RuntimeConfig(precision=precision), output=tmp_path / "run") as run:
+        train_preferences(cfg, model, pairs, run)
     (record,) = records(tmp_path / "run")
     assert record["loss"] == pytest.approx(0.693147, abs=1e-6)
     assert record["reward/chosen"] == record["reward/rejected"] == record["accuracy"] == 0
