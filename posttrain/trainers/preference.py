@@ -101,10 +101,12 @@ def train_preferences(
             batch = pad_pairs([pairs[i] for i, _ in mine]).to(run.device)
         with run.phase("log_probs"):
             batch = with_reference(cfg, reference, batch, run)
+            seen: dict[str, Metric] = {}
             if needs_reference_point(cfg.objective):
                 others = unrelated_pairs([(pairs[i], pairs[j]) for i, j in mine], cfg.row_length)
                 point = reference_point(cfg, model, reference, others, run)
                 batch = replace(batch, reference_point=point.expand(len(batch.tokens)))
+                seen["reference_point"] = point
         with run.phase("update"):
             scale = run.sum(cfg.objective.denominator(batch)).clamp(min=1)
             rewards = []
@@ -118,6 +120,7 @@ def train_preferences(
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             **reward_figures(torch.cat(rewards)),
+            **seen,
             "tokens": run.sum(batch.mask.sum()),
             "speed/tokens": Rate(batch.mask.sum()),
         }

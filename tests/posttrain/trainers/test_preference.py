@@ -99,6 +99,7 @@ def test_train_preferences_raises_margin_and_accuracy(
         found[-1]["reward/chosen"] - found[-1]["reward/rejected"]
     )
     assert found[-1]["accuracy"] > 0.7
+    assert all(("reference_point" in record) == isinstance(objective, KTO) for record in found)
     looks = [record for record in found if "heldout/accuracy" in record]
     assert [record["step"] for record in looks] == [1, 10, 20, 30]
     assert looks[-1]["heldout/margin"] > looks[0]["heldout/margin"]
