@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from launch.errors import UsageError
+from posttrain.data.instruction_pairs import instruction_pairs
 from posttrain.data.preference_files import Preference, encode_pairs, load_preferences
+from posttrain.data.tasks import Instructions
 from posttrain.models import train_tokenizer
 
 USER, GOOD, BAD = (
@@ -32,6 +34,13 @@ def test_load_preferences_reads_every_form(tmp_path: Path) -> None:
         {"prompt": "1+1", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
     )
     assert load_preferences(file) == [Preference([USER], GOOD, BAD)] * 4
+
+
+def test_rows_of_instruction_pairs_are_preferences(tmp_path: Path) -> None:
+    pairs = instruction_pairs(Instructions().train()[:3], seed=0)
+    found = load_preferences(written(tmp_path, *(pair.row() for pair in pairs)))
+    assert [x.chosen["content"] for x in found] == [pair.chosen for pair in pairs]
+    assert [x.rejected["content"] for x in found] == [pair.rejected for pair in pairs]
 
 
 @pytest.mark.parametrize(
