@@ -12,7 +12,10 @@ from torch import Tensor
 from launch.batch import TensorBatch, shaped
 from posttrain.data.packing import Document
 
-__all__ = ["PreferenceBatch", "pad_pairs"]
+__all__ = ["Pair", "PreferenceBatch", "pad_pairs", "unrelated_pairs"]
+
+Pair = tuple[Document, Document]
+"""The chosen document and the rejected one: a prompt with either completion."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +57,7 @@ class PreferenceBatch(TensorBatch):
         return replace(self, **parts)
 
 
-def pad_pairs(pairs: Sequence[tuple[Document, Document]]) -> PreferenceBatch:
+def pad_pairs(pairs: Sequence[Pair]) -> PreferenceBatch:
     """Return pairs (chosen, rejected) as a batch, padded to the longest.
 
     Raises:
@@ -79,3 +82,29 @@ def pad_pairs(pairs: Sequence[tuple[Document, Document]]) -> PreferenceBatch:
                 "nothing to compare; is its completion empty?"
             )
     return PreferenceBatch(tokens, mask)
+
+
+def unrelated_pairs(pairs: Sequence[tuple[Pair, Pair]], row_length: int) -> list[Pair]:
+    """Return, of each two pairs, the prompts of the first with the completions of the second.
+
+    A completion begins at a document's first token that counts, and is cut off at ``row_length``.
+    KTO estimates its reference point on such.
+
+    >>> one = Document([1, 2, 9], [False, False, True])
+    >>> other = Document([3, 8, 7], [False, True, True])
+    >>> unrelated_pairs([((one, one), (other, other))], row_length=9)[0][0]
+    Document(tokens=[1, 2, 8, 7], mask=[False, False, True, True])
+    """
+    return [(_joined(a, c, row_length), _joined(b, d, row_length)) for (a, b), (c, d) in pairs]
+
+
+def _joined(prompt: Document, completion: Document, row_length: int) -> Document:
+    end, start = (_first_counted(document) for document in (prompt, completion))
+    tokens = [*map(int, prompt.tokens[:end]), *map(int, completion.tokens[start:])]
+    mask = [False] * end + [bool(x) for x in completion.mask[start:]]
+    return Document(tokens[:row_length], mask[:row_length])
+
+
+def _first_counted(document: Document) -> int:
+    """Return where the completion begins; a document's first token is never one."""
+    return next((i for i, counts in enumerate(document.mask) if counts and i), len(document))

@@ -24,7 +24,15 @@ from posttrain.objectives.mismatch import (
     TruncatedImportance,
 )
 from posttrain.objectives.policy_gradient import PolicyGradient
-from posttrain.objectives.preference import DPO, IPO, KTO, ORPO, SimPO
+from posttrain.objectives.preference import (
+    DPO,
+    IPO,
+    KTO,
+    ORPO,
+    PreferenceObjective,
+    SimPO,
+    needs_reference_point,
+)
 from posttrain.objectives.sapo import SAPO
 from posttrain.objectives.sft import SFT
 from posttrain.objectives.statistics import policy_metrics, policy_statistics
@@ -52,11 +60,13 @@ __all__ = [
     "Mismatch",
     "Objective",
     "PolicyGradient",
+    "PreferenceObjective",
     "SimPO",
     "TruncatedImportance",
     "clip_limits",
     "clips_sequences",
     "needs_reference",
+    "needs_reference_point",
     "policy_metrics",
     "policy_statistics",
     "with_chosen",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,7 +21,17 @@ from torch.nn import functional as F
 from posttrain.objectives.base import counted
 from posttrain.objectives.sequence import row_means
 
-__all__ = ["DPO", "IPO", "KTO", "ORPO", "Preferences", "SimPO", "kto_reference_point"]
+__all__ = [
+    "DPO",
+    "IPO",
+    "KTO",
+    "ORPO",
+    "PreferenceObjective",
+    "Preferences",
+    "SimPO",
+    "kto_reference_point",
+    "needs_reference_point",
+]
 
 
 class Preferences(Protocol):
@@ -41,6 +51,34 @@ class Preferences(Protocol):
     def reference_point(self) -> Tensor | None:
         """``(B,)`` nats, KTO's z_0; None is 0."""
         ...
+
+
+@runtime_checkable
+class PreferenceObjective(Protocol):
+    """The loss of a policy on pairs, as a sum and the number of pairs that it is divided by.
+
+    The contract is that of ``posttrain.objectives.base.Objective``; ``rewards`` comes on top, for
+    what is logged. Those that compare with a reference say so with ``needs_reference``, those that
+    read ``reference_point`` with ``needs_reference_point``. A new one adds its line in
+    ``tests/laws/test_preference.py``.
+    """
+
+    def denominator(self, batch: Preferences, /) -> Tensor:
+        """Return the number of pairs, a scalar that follows from the mask alone."""
+        ...
+
+    def __call__(self, log_probs: Tensor, batch: Preferences, /) -> Tensor:
+        """Return the sum to be minimised, a scalar; ``log_probs`` is ``(B, T)`` in nats."""
+        ...
+
+    def rewards(self, log_probs: Tensor, batch: Preferences, /) -> Tensor:
+        """Return what the loss compares, ``(B,)``: a completion's implicit reward."""
+        ...
+
+
+def needs_reference_point(objective: object) -> bool:
+    """Return whether the objective reads ``reference_point``, as KTO does."""
+    return bool(getattr(objective, "needs_reference_point", False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +115,16 @@ class DPO:
 
     def __call__(self, log_probs: Tensor, batch: Preferences) -> Tensor:
         """Return the sum of pair losses, a scalar; ``log_probs`` is ``(B, T)``."""
-        margins = self.beta * _margins(_log_ratios(log_probs, batch))
+        margins = _margins(self.rewards(log_probs, batch))
         losses = -F.logsigmoid(margins)
         if self.label_smoothing:
             wrong = -F.logsigmoid(-margins)
             losses = (1 - self.label_smoothing) * losses + self.label_smoothing * wrong
         return torch.where(_pairs(batch), losses, 0.0).sum()
+
+    def rewards(self, log_probs: Tensor, batch: Preferences) -> Tensor:
+        """Return ``beta r(y)``, ``(B,)``."""
+        return self.beta * _log_ratios(log_probs, batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +157,10 @@ class IPO:
         losses = (_margins(_log_ratios(log_probs, batch)) - 1 / (2 * self.beta)).square()
         return torch.where(_pairs(batch), losses, 0.0).sum()
 
+    def rewards(self, log_probs: Tensor, batch: Preferences) -> Tensor:
+        """Return ``beta r(y)``, ``(B,)``: the loss is 0 where they are a half apart."""
+        return self.beta * _log_ratios(log_probs, batch)
+
 
 @dataclass(frozen=True, slots=True)
 class SimPO:
@@ -145,6 +191,10 @@ class SimPO:
         margins = self.beta * _margins(row_means(log_probs, batch.mask)) - self.gamma
         return torch.where(_pairs(batch), -F.logsigmoid(margins), 0.0).sum()
 
+    def rewards(self, log_probs: Tensor, batch: Preferences) -> Tensor:
+        """Return ``beta log p(y) / |y|``, ``(B,)``."""
+        return self.beta * row_means(log_probs, batch.mask)
+
 
 @dataclass(frozen=True, slots=True)
 class ORPO:
@@ -169,11 +219,16 @@ class ORPO:
 
     def __call__(self, log_probs: Tensor, batch: Preferences) -> Tensor:
         """Return the sum of pair losses, a scalar; ``log_probs`` is ``(B, T)``."""
+        likelihoods = row_means(log_probs, batch.mask)[::2]
+        margins = _margins(self.rewards(log_probs, batch))
+        losses = -likelihoods - self.beta * F.logsigmoid(margins)
+        return torch.where(_pairs(batch), losses, 0.0).sum()
+
+    def rewards(self, log_probs: Tensor, batch: Preferences) -> Tensor:
+        """Return ``log odds(y)``, ``(B,)``."""
         means = row_means(log_probs, batch.mask)
         certain = -torch.finfo(means.dtype).eps  # beyond it the odds are infinite
-        log_odds = means - _log1mexp(means.clamp(max=certain))
-        losses = -means[::2] - self.beta * F.logsigmoid(_margins(log_odds))
-        return torch.where(_pairs(batch), losses, 0.0).sum()
+        return means - _log1mexp(means.clamp(max=certain))
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +262,11 @@ class KTO:
         """True: the batch has to have ``ref_log_probs``."""
         return True
 
+    @property
+    def needs_reference_point(self) -> bool:
+        """True: without the field ``reference_point``, z_0 is taken for 0."""
+        return True
+
     def denominator(self, batch: Preferences) -> Tensor:
         """Return the number of pairs, a scalar."""
         return _pairs(batch).sum()
@@ -220,6 +280,10 @@ class KTO:
         gains = self.chosen * torch.sigmoid(-self.beta * rewards[::2])
         losses = self.rejected * torch.sigmoid(self.beta * rewards[1::2])
         return torch.where(_pairs(batch), (gains + losses) / 2, 0.0).sum()
+
+    def rewards(self, log_probs: Tensor, batch: Preferences) -> Tensor:
+        """Return ``beta r(y)``, ``(B,)``, not less ``z_0``, which both of a pair have alike."""
+        return self.beta * _log_ratios(log_probs, batch)
 
 
 def kto_reference_point(log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from launch.optimizers import AdamW
 from posttrain.recipes.chat import ChatJob
 from posttrain.recipes.evaluation import EvalJob
-from posttrain.recipes.jobs import GRPOJob, SFTJob
+from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob
 from posttrain.rollout import Sampling
 
-__all__ = ["chat", "evaluate", "grpo", "sft"]
+__all__ = ["chat", "dpo", "evaluate", "grpo", "sft"]
 
 
 def sft() -> SFTJob:
@@ -19,6 +19,18 @@ def sft() -> SFTJob:
         row_length=2_048,
         optimizer=AdamW(learning_rate=1e-5),
         save_every=100,
+    )
+
+
+def dpo() -> PreferenceJob:
+    """Teach --model preferences, by DPO or another --objective: --data pairs.jsonl."""
+    return PreferenceJob(
+        steps=1_000,
+        pairs_per_step=32,
+        row_length=2_048,
+        optimizer=AdamW(learning_rate=1e-6),
+        save_every=100,
+        heldout_every=50,
     )
 
 

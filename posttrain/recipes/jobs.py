@@ -1,4 +1,4 @@
-"""Supervised fine-tuning and GRPO as jobs: a loop's config, and what it is run on."""
+"""Supervised, preference and GRPO training as jobs: a loop's config, and what it is run on."""
 
 from __future__ import annotations
 
@@ -12,22 +12,35 @@ from launch.runtime import Runtime, RuntimeConfig
 from posttrain.data.tasks import Prompt, Task, parse_task
 from posttrain.model_files import lacks_chat_template
 from posttrain.models import LanguageModel, save_model
+from posttrain.recipes.replies import ReplyPairs
 from posttrain.recipes.sources import (
     ChatFile,
     DocumentSource,
     FromScratch,
     ModelSource,
+    PairFile,
+    PairSource,
     Pretrained,
     RawLines,
     WorkedSums,
     parse_documents,
     parse_model,
+    parse_pairs,
 )
 from posttrain.rewards import Reward, parse_reward
 from posttrain.trainers.policy import GRPOConfig, check_prompts, train_grpo
+from posttrain.trainers.preference import PreferenceConfig, train_preferences
 from posttrain.trainers.supervised import SFTConfig, train_sft
 
-__all__ = ["GRPOJob", "SFTJob", "WarmUp", "check_form", "check_template", "leave_model"]
+__all__ = [
+    "GRPOJob",
+    "PreferenceJob",
+    "SFTJob",
+    "WarmUp",
+    "check_form",
+    "check_template",
+    "leave_model",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,10 +73,47 @@ class SFTJob(SFTConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WarmUp:
-    """A short supervised training before reinforcement learning."""
+    """A short supervised training before what a job is about."""
 
     data: DocumentSource
     training: SFTConfig
+
+    def run(self, lm: LanguageModel, run: Runtime, seed: int) -> None:
+        """Train ``lm`` in a stage of its own."""
+        count = self.training.steps * self.training.documents_per_step
+        with run.stage("1-warm-up", to_yaml(self)) as stage:
+            train_sft(self.training, lm.model, self.data.documents(lm, count, seed), stage)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferenceJob(PreferenceConfig):
+    """Preference optimisation of a model on pairs of completions."""
+
+    leaves_run: ClassVar[bool] = True
+    model: ModelSource = field(default_factory=Pretrained, metadata={"parse": parse_model})
+    data: PairSource = field(default_factory=PairFile, metadata={"parse": parse_pairs})
+    """A JSONL file: ``prompt`` or ``messages``, ``chosen`` and ``rejected`` in each line."""
+    warm_up: WarmUp | None = field(default=None, metadata={"resumable": False})
+    seed: int = 0
+    trackers: tuple[str, ...] = resumable(())
+    """accelerate's trackers, such as tensorboard."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def check(self) -> None:
+        """Raise UsageError for a missing or broken model or file."""
+        self.model.check()
+        self.data.check()
+        check_template(self.model, GIVE_TEMPLATE)
+
+    def run(self, run: Runtime) -> None:
+        """Train and leave the model in the run folder."""
+        lm = self.model.load(self.data.texts(2_000), self.seed)
+        if self.warm_up is not None:
+            self.warm_up.run(lm, run, self.seed)
+        pairs = self.data.pairs(lm, self.steps * self.pairs_per_step, self.seed)
+        train_preferences(self, lm.model, pairs, run, heldout=self.data.heldout(lm))
+        asked = self.data.task.train()[0] if isinstance(self.data, ReplyPairs) else None
+        leave_model(lm, run, self.model, asked)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,11 +150,7 @@ class GRPOJob(GRPOConfig):
         task = given(self.task)
         lm = self.model.load(self.warm_up.data.texts(2_000) if self.warm_up else (), self.seed)
         if self.warm_up is not None:
-            training = self.warm_up.training
-            with run.stage("1-warm-up", to_yaml(self.warm_up)) as stage:
-                count = training.steps * training.documents_per_step
-                documents = self.warm_up.data.documents(lm, count, self.seed)
-                train_sft(training, lm.model, documents, stage)
+            self.warm_up.run(lm, run, self.seed)
         train_grpo(self, lm, task, run, reward=self.reward)
         leave_model(lm, run, self.model, task.train()[0])
 

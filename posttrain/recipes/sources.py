@@ -11,6 +11,8 @@ from launch.errors import UsageError
 from posttrain.data.chat import encode_chats
 from posttrain.data.conversations import load_conversations
 from posttrain.data.packing import Document
+from posttrain.data.preference_files import encode_pairs, load_preferences
+from posttrain.data.preferences import Pair
 from posttrain.data.tasks.base import Task
 from posttrain.models import (
     LanguageModel,
@@ -26,11 +28,14 @@ __all__ = [
     "DocumentSource",
     "FromScratch",
     "ModelSource",
+    "PairFile",
+    "PairSource",
     "Pretrained",
     "RawLines",
     "WorkedSums",
     "parse_documents",
     "parse_model",
+    "parse_pairs",
 ]
 
 
@@ -175,6 +180,65 @@ class RawLines:
         return raw_lines(self.task.train(), lm, self.tagged, count, seed)
 
 
+class PairSource(Protocol):
+    """Gives preference training its pairs."""
+
+    def check(self) -> None:
+        """Raise UsageError for what can be seen before any work."""
+        ...
+
+    def texts(self, count: int) -> list[str]:
+        """Return texts that a tokenizer made from nothing learns from."""
+        ...
+
+    def pairs(self, lm: LanguageModel, count: int, seed: int) -> Sequence[Pair]:
+        """Return pairs to learn from, ``count`` of them where they are made on the fly."""
+        ...
+
+    def heldout(self, lm: LanguageModel) -> Sequence[Pair]:
+        """Return pairs to judge by, none of which is learnt from; there may be none."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairFile:
+    """A JSONL file with ``prompt`` (or ``messages``), ``chosen`` and ``rejected`` in each line."""
+
+    path: str = ""
+    heldout_share: float = 0.0
+    """Share of the lines, the last ones, that is judged by and not learnt from."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.heldout_share < 1:
+            raise ValueError(
+                f"heldout_share={self.heldout_share}: give a share of 0 or more and less than 1"
+            )
+
+    def check(self) -> None:
+        """Read the whole file, so that a line that does not parse is named before any work."""
+        if not self.path:
+            raise UsageError("no data is given: add --data FILE.jsonl")
+        load_preferences(self.path)
+
+    def texts(self, count: int) -> list[str]:
+        """Return the contents of the first chats."""
+        found = load_preferences(self.path)[:count]
+        return [m["content"] for x in found for m in (*x.prompt, x.chosen, x.rejected)]
+
+    def pairs(self, lm: LanguageModel, count: int, seed: int) -> Sequence[Pair]:
+        """Return each line under the model's chat template, but for those held out."""
+        found = load_preferences(self.path)
+        return encode_pairs(lm.tokenizer, found[: len(found) - self._heldout(len(found))])
+
+    def heldout(self, lm: LanguageModel) -> Sequence[Pair]:
+        """Return the last lines."""
+        found = load_preferences(self.path)
+        return encode_pairs(lm.tokenizer, found[len(found) - self._heldout(len(found)) :])
+
+    def _heldout(self, lines: int) -> int:
+        return min(lines - 1, round(self.heldout_share * lines))
+
+
 def worked_texts(task: Task, count: int) -> list[str]:
     """Return problems of a chain-sum task with their worked responses."""
     prompts, texts = task.train(), []
@@ -192,3 +256,8 @@ def parse_model(text: str) -> ModelSource:
 def parse_documents(text: str) -> DocumentSource:
     """Read ``--data TEXT``: a JSONL file of conversations."""
     return ChatFile(path=text)
+
+
+def parse_pairs(text: str) -> PairSource:
+    """Read ``--data TEXT``: a JSONL file of preferences."""
+    return PairFile(path=text)

@@ -10,8 +10,9 @@ from launch.schedule import Cosine, Linear
 from posttrain.data.tasks.reasoning_gym import ReasoningGym
 from posttrain.objectives import GRPO
 from posttrain.recipes.evaluation import Evaluator
-from posttrain.recipes.jobs import GRPOJob, SFTJob, WarmUp
+from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob, WarmUp
 from posttrain.recipes.r1_mini import R1Mini
+from posttrain.recipes.replies import Replies, ReplyPairs
 from posttrain.recipes.sources import FromScratch, RawLines, WorkedSums
 from posttrain.recipes.worked import Mixture
 from posttrain.rewards import AnswerReward, FormatReward, WeightedSum
@@ -19,7 +20,7 @@ from posttrain.rollout import Sampling
 from posttrain.trainers.policy import GRPOConfig
 from posttrain.trainers.supervised import SFTConfig
 
-__all__ = ["grpo_mini", "r1_mini", "r1_mini_control", "r1_zero_mini", "sft_mini"]
+__all__ = ["dpo_mini", "grpo_mini", "r1_mini", "r1_mini_control", "r1_zero_mini", "sft_mini"]
 
 
 def sums(terms: tuple[int, int], *, heldout: int, size: int = 200_000) -> ReasoningGym:
@@ -133,5 +134,32 @@ def grpo_mini() -> GRPOJob:
         optimizer=AdamW(learning_rate=1e-3, eps=1e-6),
         schedule=Cosine(warmup=4, final=0.1),
         save_every=4,
+        runtime=RuntimeConfig(threads=1),
+    )
+
+
+def dpo_mini() -> PreferenceJob:
+    """Seconds of DPO: a model that was taught to be mostly curt learns to prefer courtesy."""
+    task = sums((2, 3), heldout=128)
+    return PreferenceJob(
+        model=FromScratch(layers=2, width=64, heads=4, texts=500),
+        data=ReplyPairs(task=task),
+        warm_up=WarmUp(
+            data=Replies(task=task, courteous=0.25),
+            training=SFTConfig(
+                steps=60,
+                documents_per_step=48,
+                row_length=128,
+                shuffle=False,
+                optimizer=MuonAdamW(learning_rate=0.02, adamw=AdamW(learning_rate=4e-3)),
+                schedule=Linear(warmup=4),
+            ),
+        ),
+        steps=40,
+        pairs_per_step=24,
+        optimizer=AdamW(learning_rate=1e-3, eps=1e-6),
+        schedule=Cosine(warmup=4, final=0.1),
+        save_every=10,
+        heldout_every=10,
         runtime=RuntimeConfig(threads=1),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import TypeVar, overload
 
 from launch.streams import key
 from posttrain.data.chat import encode_prompt
@@ -14,6 +14,8 @@ from posttrain.data.tasks.base import Prompt
 from posttrain.models import LanguageModel
 
 __all__ = ["Made", "Mixture", "demonstrations", "raw_lines", "response", "worked_sum"]
+
+T = TypeVar("T")
 
 
 def worked_sum(expression: str) -> str:
@@ -52,20 +54,20 @@ class Mixture:
                 raise ValueError(f"{name}={getattr(self, name)}: give a share between 0 and 1")
 
 
-class Made(Sequence[Document]):
-    """``count`` documents, each made when it is asked for."""
+class Made(Sequence[T]):
+    """``count`` documents, or pairs of them, each made when it is asked for."""
 
-    def __init__(self, count: int, make: Callable[[int], Document]) -> None:
+    def __init__(self, count: int, make: Callable[[int], T]) -> None:
         self._size, self.make = count, make
 
     def __len__(self) -> int:
         return self._size
 
     @overload
-    def __getitem__(self, index: int) -> Document: ...
+    def __getitem__(self, index: int) -> T: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Document]: ...
-    def __getitem__(self, index: int | slice) -> Document | list[Document]:
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._size))]
         if not 0 <= index < self._size:

@@ -9,6 +9,7 @@ from posttrain.trainers.advantages import (
 )
 from posttrain.trainers.collection import DynamicSampling
 from posttrain.trainers.policy import GRPOConfig, train_grpo
+from posttrain.trainers.preference import PreferenceConfig, train_preferences
 from posttrain.trainers.supervised import SFTConfig, train_sft
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "GroupRelative",
     "LeaveOneOut",
     "MaxRL",
+    "PreferenceConfig",
     "ReinforcePlusPlus",
     "SFTConfig",
     "train_grpo",
+    "train_preferences",
     "train_sft",
 ]

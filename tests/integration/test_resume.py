@@ -17,9 +17,11 @@ CLOCK = ("seconds", "speed/", "timeouts")
 EVERY_THIRD = ["--save_every", "3"]
 EVALUATED = ["--eval_every", "500", "--eval_episodes", "2"]
 STARTED_EARLY = ["--learning_starts", "300"]
+DPO = "posttrain.recipes.tiny:dpo_mini"
 SHORT = {
     "sft-mini": ["--steps", "12", *EVERY_THIRD],
     "grpo-mini": ["--steps", "8", "--warm_up.training.steps", "40", *EVERY_THIRD],
+    DPO: ["--steps", "12", "--warm_up.training.steps", "20", *EVERY_THIRD],
     # 8 records of 256 env steps, with a checkpoint after every third or second
     "ppo-cartpole": ["--env_steps", "2048", "--save_every", "768", *EVALUATED],
     "dqn-cartpole": ["--env_steps", "2048", "--save_every", "512", *EVALUATED, *STARTED_EARLY],
@@ -78,7 +80,7 @@ def assert_equal_runs(a: Path, b: Path) -> None:
             assert weight.equal(second[name]), (file, name)
 
 
-@pytest.fixture(scope="module", params=["sft-mini", "grpo-mini"])
+@pytest.fixture(scope="module", params=["sft-mini", "grpo-mini", DPO])
 def whole(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
@@ -119,13 +121,15 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_143(
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("recipe", ["sft-mini", "grpo-mini"])
+@pytest.mark.parametrize("recipe", ["sft-mini", "grpo-mini", DPO])
 def test_two_processes_killed_and_resumed_equal_two_never_stopped(
     recipe: str, tmp_path: Path
 ) -> None:
     two = ("--processes", "2")
     if recipe == "grpo-mini":
         two += ("--prompts_per_step", "3")  # one process gets one prompt, the other two
+    if recipe == DPO:  # the reference point is of all three pairs
+        two += ("--pairs_per_step", "3", "--objective", "posttrain.objectives:KTO")
     finish(command(recipe, tmp_path / "whole", *two))
     process = start(command(recipe, tmp_path / "cut", *two))
     wait_for_steps(tmp_path / "cut", 4, process)

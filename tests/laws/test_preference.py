@@ -177,6 +177,24 @@ def test_nothing_counted_gives_zeros_that_can_be_backpropagated(objective: Prefe
 
 
 @every_objective
+@given(seed=st.integers(0, 199), junk=st.sampled_from(JUNK))
+def test_rewards_are_one_a_row_and_rise_with_its_counted_tokens_alone(
+    objective: Preference, seed: int, junk: float
+) -> None:
+    log_probs, batch = make(seed)
+    log_probs = torch.where(batch.mask, log_probs - 0.2, junk)
+    rewards = objective.rewards(log_probs, batch)
+    assert rewards.shape == (8,)
+    (gradient,) = torch.autograd.grad(
+        objective.rewards(log_probs.requires_grad_(), batch).sum(), log_probs
+    )
+    assert (gradient[batch.mask] > 0).all()
+    assert (gradient[~batch.mask] == 0).all()
+    parts = list(zip(log_probs.detach().split(4), batch.split(2), strict=True))
+    torch.testing.assert_close(torch.cat([objective.rewards(*part) for part in parts]), rewards)
+
+
+@every_objective
 def test_chosen_tokens_are_raised_and_rejected_ones_lowered(objective: Preference) -> None:
     # At the reference itself, where no preference has been learnt yet.
     log_probs, batch = make()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from posttrain.data.preferences import PreferenceBatch
-from posttrain.objectives import GRPO, needs_reference
+from posttrain.objectives import GRPO, needs_reference, needs_reference_point
 from posttrain.objectives.preference import DPO, IPO, KTO, ORPO, SimPO, kto_reference_point
 
 # Chosen: two tokens, log p = -1.0 (mean -0.5), reference -2.0: r = 1.
@@ -23,7 +23,7 @@ def batch(reference_point: Tensor | None = None, ref: Tensor | None = REF) -> Pr
     return PreferenceBatch(torch.zeros(2, 3, dtype=torch.int64), MASK, ref, reference_point)
 
 
-def near(expected: float) -> object:
+def near(expected: float | list[float]) -> object:
     return pytest.approx(expected, rel=1e-13)
 
 
@@ -103,6 +103,8 @@ def test_those_with_a_reference_say_so_and_refuse_a_batch_without() -> None:
             objective(LOG_PROBS, batch(ref=None))
     for free in (SimPO(), ORPO(), GRPO()):
         assert not needs_reference(free)
+    assert needs_reference_point(KTO())
+    assert not any(map(needs_reference_point, (DPO(), IPO(), SimPO(), ORPO(), GRPO())))
 
 
 @pytest.mark.parametrize(
@@ -121,3 +123,14 @@ def test_settings_that_prefer_nothing_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=match):
         make(**settings)
+
+
+def test_rewards_are_what_each_loss_compares() -> None:
+    def log_odds(mean: float) -> float:
+        return mean - math.log(1 - math.exp(mean))
+
+    for objective in (DPO(beta=2.0), IPO(beta=2.0), KTO(beta=2.0)):
+        assert objective.rewards(LOG_PROBS, batch()).tolist() == near([2.0, -1.0])
+    assert SimPO(beta=2.0).rewards(LOG_PROBS, batch(ref=None)).tolist() == near([-1.0, -4.0])
+    expected = [log_odds(-0.5), log_odds(-2.0)]
+    assert ORPO(beta=2.0).rewards(LOG_PROBS, batch(ref=None)).tolist() == near(expected)

@@ -3,9 +3,12 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from launch.cli import main
 from launch.config import resumable_keys
@@ -46,6 +49,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for row in QUESTIONS
     ]
     (place / "chat.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    pairs = [
+        {"prompt": row["question"], "chosen": row["answer"], "rejected": f"{row['answer']} plus"}
+        for row in QUESTIONS
+    ]
+    (place / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return place
 
 
@@ -87,6 +95,44 @@ def test_sft_trains_on_conversations() -> None:
     load_model("sft/model")
 
 
+DPO = "posttrain.recipes.checkpoints:dpo"
+PAIRS = ("--model", "model", "--data", "pairs.jsonl")
+RELOAD = """
+import sys, torch, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
+tokens = torch.tensor([tokenizer.encode("What is 1 plus 1? 2")])
+print(model(tokens, labels=tokens).loss.item())
+"""
+
+
+@pytest.mark.parametrize("objective", ["DPO", "IPO", "SimPO", "ORPO", "KTO"])
+def test_dpo_trains_on_pairs(objective: str) -> None:
+    flags = ["--data", "pairs.jsonl", "--steps", "3", "--pairs_per_step", "4"]
+    flags += ["--objective", f"posttrain.objectives:{objective}", "--objective.beta", "0.2"]
+    flags += ["--data.heldout_share", "0.2", "--heldout_every", "2"]
+    assert main(["run", DPO, "--model", "model", "--output", objective, *flags]) == 0
+    found = records(objective)
+    assert [record["step"] for record in found if "heldout/ranking" in record] == [1, 2, 3]
+    assert f"{objective}\n  beta: 0.2" in Path(objective, "config.yaml").read_text()
+    load_model(f"{objective}/model")
+
+
+def test_what_dpo_leaves_reloads_in_a_new_process() -> None:
+    flags = ["--data", "pairs.jsonl", "--steps", "2", "--optimizer.learning_rate", "1e-2"]
+    assert main(["run", DPO, "--model", "model", "--output", "reload", *flags]) == 0
+    done = subprocess.run(
+        [sys.executable, "-c", RELOAD, "reload/model"], capture_output=True, text=True, check=True
+    )
+    losses = []
+    for folder in ("reload/model", "model"):
+        lm = load_model(folder)
+        tokens = torch.tensor([lm.tokenizer.encode("What is 1 plus 1? 2")])
+        losses.append(lm.model(tokens, labels=tokens).loss.item())
+    assert float(done.stdout) == pytest.approx(losses[0], rel=1e-6)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
 def test_eval_prints_figures_and_leaves_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
     before = set(Path().iterdir())
     flags = ["--task", "gsm8k.jsonl", "--problems", "4", "--group_size", "2"]
@@ -122,6 +168,44 @@ def test_chat_answers_each_line_and_leaves_no_folder(
         (["run", "grpo", "--model", "model", "--task", "chain_sun"], "chain_sum"),
         (["run", "sft", "--model", "model"], "no data is given: add --data"),
         (["run", "sft", "--model", "model", "--data", "bad.jsonl"], "bad.jsonl"),
+        (["run", DPO, "--model", "model"], "no data is given: add --data"),
+        (["run", DPO, "--model", "model", "--data", "absent.jsonl"], "absent.jsonl"),
+        (
+            ["run", DPO, "--model", "model", "--data", "unrejected.jsonl"],
+            "unrejected.jsonl, line 2: there is no 'rejected'",
+        ),
+        (
+            ["run", DPO, "--model", "model", "--data", "unchosen.jsonl"],
+            "unchosen.jsonl, line 1: chosen is empty",
+        ),
+        (
+            ["run", DPO, *PAIRS, "--row_length", "3"],
+            "row_length=3",
+        ),
+        (
+            ["run", DPO, *PAIRS, "--objective", "posttrain.objectives:GRPO"],
+            "objective: GRPO has no rewards, expected a PreferenceObjective",
+        ),
+        (
+            ["run", DPO, *PAIRS, "--objective.beta", "0"],
+            "beta=0",
+        ),
+        (
+            ["run", DPO, *PAIRS, "--data.heldout_share", "1"],
+            "heldout_share=1",
+        ),
+        (
+            [
+                "run",
+                DPO,
+                *PAIRS,
+                "--objective",
+                "posttrain.objectives:KTO",
+                "--pairs_per_step",
+                "1",
+            ],
+            "pairs_per_step=1",
+        ),
         (
             ["run", "eval", "--model", "model", "--task", "gsm8k.jsonl", "--problems", "0"],
             "problems=0",
@@ -136,6 +220,10 @@ def test_bad_input_is_one_line_before_any_work(
     flags: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("bad.jsonl").write_text('{"question": "a", "answer": "1"}\n{"question": \n')
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    unrejected = {"prompt": "a", "chosen": "b"}
+    Path("unrejected.jsonl").write_text(f"{json.dumps(pair)}\n{json.dumps(unrejected)}\n")
+    Path("unchosen.jsonl").write_text(json.dumps(pair | {"chosen": ""}))
     Path("few.jsonl").write_text('{"question": "a", "answer": "1"}\n')
     Path("empty").mkdir(exist_ok=True)
     if not Path("cut").exists():
@@ -160,6 +248,7 @@ def test_a_model_without_a_chat_template_is_refused_where_it_would_need_one(
         (["grpo", "--task", "gsm8k.jsonl"], "add --task.form text, or give a chat model"),
         (["eval", "--task", "gsm8k.jsonl"], "add --task.form text, or give a chat model"),
         (["sft", "--data", "chat.jsonl"], "give a chat model"),
+        ([DPO, "--data", "pairs.jsonl"], "give a chat model"),
         (["chat"], "give a chat model"),
     ):
         assert main(["run", *flags, "--model", "base", "--output", "refused"]) == 2

@@ -8,10 +8,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("whole_batch.py")
+FOLDER = Path(__file__).parent
 
 
 def records(stage: Path) -> list[dict[str, float]]:
@@ -23,12 +24,12 @@ def records(stage: Path) -> list[dict[str, float]]:
     ]
 
 
-@pytest.mark.distributed
-def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
+def train_on_two_and_on_one(script: str, output: Path) -> ModuleType:
+    """Run a script's ``train_all`` on two processes and in this one; return it as a module."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    command += ["--num_processes", "2", "--main_process_port", "0", str(SCRIPT)]
+    command += ["--num_processes", "2", "--main_process_port", "0", str(FOLDER / script)]
     done = subprocess.run(
-        [*command, str(tmp_path / "two")],
+        [*command, str(output / "two")],
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
@@ -36,16 +37,34 @@ def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    spec = importlib.util.spec_from_file_location("whole_batch", SCRIPT)
+    name = script.removesuffix(".py")
+    spec = importlib.util.spec_from_file_location(name, FOLDER / script)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["whole_batch"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
-    module.train_all(tmp_path / "one")
+    module.train_all(output / "one")
+    return module
+
+
+@pytest.mark.distributed
+def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
+    module = train_on_two_and_on_one("whole_batch.py", tmp_path)
     for name in module.JOBS:
         one, two = (records(tmp_path / x / "stages" / name) for x in ("one", "two"))
         assert len(one) == len(two) == 3, name
         assert sum(record["groups/replaced"] for record in one) > 0
+        for a, b in zip(one, two, strict=True):
+            assert a == pytest.approx(b, rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.distributed
+def test_pairs_on_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
+    module = train_on_two_and_on_one("preference_pairs.py", tmp_path)
+    for name in module.JOBS:
+        one, two = (records(tmp_path / x / "stages" / name) for x in ("one", "two"))
+        assert len(one) == len(two) == 4, name
+        assert ["heldout/ranking" in record for record in one] == [True, True, False, True]
         for a, b in zip(one, two, strict=True):
             assert a == pytest.approx(b, rel=1e-3, abs=1e-5), name
