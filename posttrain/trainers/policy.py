@@ -148,7 +148,7 @@ def train_grpo(
     prompts, sampling = task.train(), stopping(cfg.sampling, lm)
     check_prompts(len(prompts), cfg.prompts_per_step)
     compares = needs_reference(cfg.objective) or cfg.kl_in_reward > 0
-    reference = copy.deepcopy(lm.model).eval() if compares else None
+    reference = copy.deepcopy(lm.model).eval().to(run.device) if compares else None
     optimizer = cfg.optimizer.build(lm.model)
     model, optimizer = run.prepare(lm.model, optimizer)
     engine = Engine(lm.model)
