@@ -9,7 +9,6 @@ as a torch file of plain values) and the global random state of each process.
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import zlib
@@ -22,6 +21,7 @@ import torch
 from torch import nn
 
 from launch.errors import UsageError
+from launch.folder import synchronize
 
 __all__ = [
     "Stateful",
@@ -135,17 +135,17 @@ def complete(temporary: Path, final: Path) -> None:
     sizes = {}
     for path in sorted(temporary.iterdir()):
         sizes[path.name] = [path.stat().st_size, _checksum(path)]
-        _sync(path)
-    _sync(temporary)
+        synchronize(path)
+    synchronize(temporary)
     if final.exists():  # what stands there was found damaged, or it would have been resumed from
         shutil.rmtree(final)
     temporary.rename(final)
-    _sync(final.parent)
+    synchronize(final.parent)
     unnamed = final / f".{MARKER}"
     unnamed.write_text(json.dumps(sizes), encoding="utf-8")
-    _sync(unnamed)
+    synchronize(unnamed)
     unnamed.rename(final / MARKER)
-    _sync(final)
+    synchronize(final)
 
 
 def damage(folder: Path) -> str | None:
@@ -205,11 +205,3 @@ def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             yield block
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,7 @@ from typing import Self
 from launch.config import changed_keys
 from launch.errors import UsageError
 
-__all__ = ["Claim", "atomic_write", "check_claim", "claim", "holds_run"]
+__all__ = ["Claim", "atomic_write", "check_claim", "claim", "holds_run", "synchronize"]
 
 LOCK = ".lock"
 OLD = ".overwritten"
@@ -325,8 +325,13 @@ def atomic_write(path: Path, data: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    synchronize(path.parent)
+
+
+def synchronize(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

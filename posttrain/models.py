@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from launch.errors import UsageError
+from launch.folder import synchronize
 from posttrain.decoder import unsupported
 from posttrain.model_files import check_model_folder
 from posttrain.model_weights import describe_misfit, harmless
@@ -280,7 +281,7 @@ def save_model(
         mode = (temporary / "config.json").stat().st_mode
         for file in temporary.iterdir():
             file.chmod(mode)  # safetensors makes its files readable to their owner alone
-            _synchronize(file)
+            synchronize(file)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
@@ -310,11 +311,6 @@ def _write_weights(model: PreTrainedModel, folder: Path) -> None:
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _synchronize(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _stop_tokens(

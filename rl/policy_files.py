@@ -22,6 +22,7 @@ from torch import Tensor
 from launch.conversion import Change, build, is_object, load_object
 from launch.encoding import encode
 from launch.errors import UsageError
+from launch.folder import synchronize
 from launch.scalars import ABSENT
 from rl.networks import Network, NetworkConfig
 from rl.normalisation import ObservationNormaliser
@@ -60,13 +61,13 @@ def save_policy(policy: Policy, folder: Path) -> None:
         }
         save_file(weights, temporary / WEIGHTS)
         for path in (temporary / TEXT, temporary / WEIGHTS, temporary):
-            _sync(path)
+            synchronize(path)
         if folder.is_dir():
             _copy_others(folder, temporary)
             folder.rename(old)
         temporary.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-        _sync(folder.absolute().parent)
+        synchronize(folder.absolute().parent)
     except OSError as error:
         _recover(folder)
         raise UsageError(
@@ -214,14 +215,6 @@ def _check_replaceable(folder: Path) -> None:
         raise UsageError(
             f"{folder} holds something else than a policy (it has no {TEXT}): give a new folder"
         )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _line(error: Exception) -> str:

@@ -125,7 +125,7 @@ def test_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
     load_policy(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("step", ["save_file", "_sync", "_copy_others"])
+@pytest.mark.parametrize("step", ["save_file", "synchronize", "_copy_others"])
 def test_older_policy_survives_a_disk_that_fails(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
