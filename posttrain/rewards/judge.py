@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import pickle
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from posttrain.rewards import judge_worker
-from posttrain.rewards.worker_process import WorkerGone, WorkerProcess
+from posttrain.rewards.worker_process import WorkerGone, WorkerOwner, WorkerProcess
 
 __all__ = ["Judge", "Verdict", "judge_for"]
 
@@ -32,7 +31,7 @@ class Verdict(Enum):
     CRASH = judge_worker.CRASH
 
 
-class Judge:
+class Judge(WorkerOwner):
     """A supervising process, started with the first request, and its children.
 
     It works in any thread and after a fork, needs no guard in ``__main__``, and its processes end
@@ -41,16 +40,14 @@ class Judge:
 
     def __init__(self, kind: Literal["math", "gym"]) -> None:
         self._kind = kind
-        self._forget()
-        atexit.register(self.close)
+        super().__init__()
 
     def __call__(self, requests: Sequence[object], *, seconds: float) -> list[Verdict]:
         """Judge ``requests``, each within ``seconds`` of wall-clock time.
 
         The time of a request begins when a child that has imported everything takes it.
         """
-        if os.getpid() != self._owner:
-            self._forget()
+        self._settle()
         frames = [pickle.dumps(request) for request in requests]
         verdicts: dict[int, Verdict] = {}
         with self._lock:
@@ -75,22 +72,10 @@ class Judge:
                     )
         return [verdicts.get(index, Verdict.CRASH) for index in range(len(frames))]
 
-    def close(self) -> None:
-        """End the processes; the next request starts them again."""
-        if os.getpid() == self._owner:
-            with self._lock:
-                self._stop()
-
-    def _forget(self) -> None:
-        """Begin without a process; after a fork the old one belongs to the parent."""
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
-        self._process: WorkerProcess | None = None
-
     def _exchange(
         self, frames: list[bytes], left: list[int], seconds: float, verdicts: dict[int, Verdict]
     ) -> None:
-        process = self._process if self._process is not None else self._start()
+        process = self._worker if self._worker is not None else self._start()
         process.send((seconds, [frames[index] for index in left]))
         for _ in left:
             number, letter = process.line(seconds + _GRACE_SECONDS).split()
@@ -100,7 +85,7 @@ class Judge:
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         environment = {**os.environ, **single, "PYTHONHASHSEED": "0"}
         process = WorkerProcess(Path(judge_worker.__file__), environment)
-        self._process = process
+        self._worker = process
         try:
             process.send((self._kind, sys.path))
             said = process.line(_START_SECONDS)
@@ -114,11 +99,6 @@ class Judge:
                 f"{said.removeprefix('error ')}. Is {library} installed? `monro doctor` tells"
             )
         return process
-
-    def _stop(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.stop()
 
 
 _JUDGES: dict[str, Judge] = {}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import math
 import os
-import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +12,7 @@ from pathlib import Path
 
 from launch.errors import UsageError
 from posttrain.rewards import sandbox_kernel, sandbox_worker
-from posttrain.rewards.worker_process import WorkerGone, WorkerProcess
+from posttrain.rewards.worker_process import WorkerGone, WorkerOwner, WorkerProcess
 
 __all__ = ["Execution", "Limits", "Outcome", "Program", "Sandbox"]
 
@@ -92,7 +90,7 @@ class Execution:
     """Wall-clock time that it took."""
 
 
-class Sandbox:
+class Sandbox(WorkerOwner):
     """A warm interpreter of which every program is a fork, started with the first program.
 
     Where the kernel allows it (Linux, as root or with user namespaces), a program has no network,
@@ -123,8 +121,7 @@ class Sandbox:
         self.limits, self.imports = limits, tuple(imports)
         self.as_root_without_namespaces = as_root_without_namespaces
         self._namespaces = True
-        self._forget()
-        atexit.register(self.close)
+        super().__init__()
 
     def run(self, programs: Sequence[Program]) -> list[Execution]:
         """Run programs and return what came of each, in their order.
@@ -133,8 +130,7 @@ class Sandbox:
             UsageError: We are root, there are no namespaces, and nobody insisted.
             RuntimeError: The interpreter does not start, or cannot lock a program in.
         """
-        if os.getpid() != self._owner:
-            self._forget()
+        self._settle()
         jobs = [(p.source, p.stdin.encode("utf-8", "replace"), p.checks) for p in programs]
         found: dict[int, Execution] = {}
         suspect, given_up = -1, 0
@@ -160,18 +156,6 @@ class Sandbox:
                 stacklevel=2,
             )
         return [found[index] for index in range(len(jobs))]
-
-    def close(self) -> None:
-        """End the interpreter; the next program starts it again."""
-        if os.getpid() == self._owner:
-            with self._lock:
-                self._stop()
-
-    def _forget(self) -> None:
-        """Begin without a process; after a fork the old one belongs to the parent."""
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
-        self._worker: WorkerProcess | None = None
 
     def _exchange(
         self, jobs: list[tuple[str, bytes, str]], left: list[int], found: dict[int, Execution]
@@ -222,8 +206,3 @@ class Sandbox:
                 RuntimeWarning,
                 stacklevel=4,
             )
-
-    def _stop(self) -> None:
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.stop()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import pickle
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["WorkerGone", "WorkerProcess"]
+__all__ = ["WorkerGone", "WorkerOwner", "WorkerProcess"]
 
 
 class WorkerGone(Exception):
@@ -101,3 +103,36 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+class WorkerOwner:
+    """Has a process that is started when it is needed, and ends with this one.
+
+    Threads take turns by ``_lock``. After a fork the process is the parent's: call ``_settle``
+    before anything else.
+    """
+
+    def __init__(self) -> None:
+        self._forget()
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """End the process; the next use starts it again."""
+        if os.getpid() == self._owner:
+            with self._lock:
+                self._stop()
+
+    def _settle(self) -> None:
+        """Begin anew after a fork."""
+        if os.getpid() != self._owner:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._worker: WorkerProcess | None = None
+
+    def _stop(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.stop()

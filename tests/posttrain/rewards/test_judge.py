@@ -33,8 +33,8 @@ def judge() -> Iterator[Judge]:
 
 
 def supervisor(judge: Judge) -> int:
-    assert judge._process is not None
-    return judge._process.pid
+    assert judge._worker is not None
+    return judge._worker.pid
 
 
 def children(pid: int) -> list[int]:
@@ -54,7 +54,7 @@ def test_limit_begins_when_the_child_is_ready(fresh: Judge) -> None:
 
 def test_judge_starts_no_process_before_the_first_request(fresh: Judge) -> None:
     assert fresh([], seconds=1) == []
-    assert fresh._process is None
+    assert fresh._worker is None
 
 
 def test_a_child_that_is_over_time_is_killed_and_replaced(judge: Judge) -> None:
@@ -100,7 +100,7 @@ import threading, time
 from posttrain.rewards.judge import judge_for
 judge = judge_for("math")
 judge([{EASY!r}], seconds=5)
-print(judge._process.pid, flush=True)
+print(judge._worker.pid, flush=True)
 threading.Thread(target=judge, args=([{ENDLESS!r}],), kwargs={{"seconds": 60}}).start()
 time.sleep(0.2)
 print("busy", flush=True)
