@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib.util
 import os
 import pickle
 import resource
@@ -24,9 +25,17 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["CRASH", "DIFFERENT", "EQUAL", "TIMEOUT", "main", "write_frame"]
+__all__ = ["CRASH", "DIFFERENT", "EQUAL", "TIMEOUT", "main"]
+
+if TYPE_CHECKING:
+    from posttrain.rewards import frames
+else:  # by its path, because this process does not import monro
+    _spec = importlib.util.spec_from_file_location("frames", Path(__file__).with_name("frames.py"))
+    frames = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(frames)
 
 EQUAL, DIFFERENT, TIMEOUT, CRASH = "=", "!", "T", "C"
 _MEMORY = 2 * 2**30
@@ -35,30 +44,6 @@ _SERVED = 256
 """Requests after which a child is replaced, so that no cache grows and no state carries far."""
 
 Judge = Callable[[Any], bool]
-
-
-def write_frame(fd: int, payload: bytes) -> None:
-    """Write one frame, however large."""
-    view = memoryview(len(payload).to_bytes(8, "big") + payload)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _read_frame(fd: int) -> bytes | None:
-    """Read one frame; None at the end of the input."""
-    head = _read_exactly(fd, 8)
-    return None if head is None else _read_exactly(fd, int.from_bytes(head, "big"))
-
-
-def _read_exactly(fd: int, size: int) -> bytes | None:
-    parts = []
-    while size:
-        part = os.read(fd, min(size, 1 << 20))
-        if not part:
-            return None
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
 
 
 def _load_math() -> Judge:
@@ -131,7 +116,7 @@ def _serve_as_child(judge: Judge, requests: int, verdicts: int, parent: int) -> 
         resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, used + _MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.set_int_max_str_digits(0)
-    while (frame := _read_frame(requests)) is not None:
+    while (frame := frames.read_frame(requests)) is not None:
         try:
             verdict = EQUAL if judge(pickle.loads(frame)) else DIFFERENT
         except Exception:  # whatever a parser of arbitrary text may raise
@@ -151,7 +136,7 @@ class _Supervisor:
 
     def serve(self) -> None:
         """Judge batch after batch until the input ends."""
-        while (frame := _read_frame(self.requests)) is not None:
+        while (frame := frames.read_frame(self.requests)) is not None:
             seconds, batch = pickle.loads(frame)
             self._judge(float(seconds), deque(enumerate(batch)))
 
@@ -167,7 +152,7 @@ class _Supervisor:
                 child.index, frame = waiting.popleft()
                 self.busy.append(child)
                 with contextlib.suppress(BrokenPipeError):  # it died; its end of input says so
-                    write_frame(child.requests, frame)
+                    frames.write_frame(child.requests, frame)
                 child.deadline = time.monotonic() + seconds
             self._collect()
 
@@ -226,7 +211,7 @@ def main() -> None:
         os.dup2(nothing, standard)
     for number in signal.SIGINT, signal.SIGTERM:  # it ends with its parent, not before
         signal.signal(number, signal.SIG_IGN)
-    setup = _read_frame(requests)
+    setup = frames.read_frame(requests)
     if setup is None:
         return
     kind, path = pickle.loads(setup)

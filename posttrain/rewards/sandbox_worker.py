@@ -33,14 +33,22 @@ from typing import IO, TYPE_CHECKING
 
 __all__ = ["BROKEN", "ENDED", "FAILED", "OUTPUT", "TIMEOUT", "main"]
 
+
+def _beside(name: str) -> types.ModuleType:
+    """Load a file by its path, because this process does not import monro."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 if TYPE_CHECKING:
+    from posttrain.rewards import frames
     from posttrain.rewards import sandbox_kernel as kernel
-else:  # by its path, because this process does not import monro
-    _spec = importlib.util.spec_from_file_location(
-        "sandbox_kernel", Path(__file__).with_name("sandbox_kernel.py")
-    )
-    kernel = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(kernel)
+else:
+    frames, kernel = _beside("frames"), _beside("sandbox_kernel")
 
 ENDED, FAILED, TIMEOUT, OUTPUT, BROKEN = "=", "!", "T", "O", "B"
 # fmt: off
@@ -96,7 +104,7 @@ class Supervisor:
 
     def serve(self) -> None:
         """Run what is sent until the input ends."""
-        while (frame := read_frame(self.requests)) is not None:
+        while (frame := frames.read_frame(self.requests)) is not None:
             limits, programs = pickle.loads(frame)
             self.limits = Limits(**limits)
             self._run_all(deque(enumerate(programs)))
@@ -214,7 +222,7 @@ class Supervisor:
             shutil.rmtree(run.folder, ignore_errors=True)
         output = bytes(run.printed[: self.limits.output])
         head = f"{run.index} {letter} {1000 * seconds:.0f} {len(output)}\n"
-        write_all(self.replies, head.encode() + output)
+        frames.write_all(self.replies, head.encode() + output)
 
     def _kill(self, run: _Run) -> tuple[int, float]:
         """Kill a program and all it started; return its status and its processor time."""
@@ -280,7 +288,7 @@ def _file(content: bytes) -> int:
     else:
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
-    write_all(fd, content)
+    frames.write_all(fd, content)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
 
@@ -317,30 +325,6 @@ def _content(fd: int) -> bytes:
     return b""
 
 
-def write_all(fd: int, payload: bytes) -> None:
-    """Write all of it, however large."""
-    view = memoryview(payload)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def read_frame(fd: int) -> bytes | None:
-    """Read one frame; None at the end of the input."""
-    head = _read_exactly(fd, 8)
-    return None if head is None else _read_exactly(fd, int.from_bytes(head, "big"))
-
-
-def _read_exactly(fd: int, size: int) -> bytes | None:
-    parts: list[bytes] = []
-    while size:
-        part = os.read(fd, min(size, 1 << 20))
-        if not part:
-            return None
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
 def main() -> None:
     """Take the setup, import, say ``ready``, and serve."""
     requests, replies = os.dup(0), os.dup(1)
@@ -349,7 +333,7 @@ def main() -> None:
         os.dup2(nothing, standard)
     for number in signal.SIGINT, signal.SIGTERM:  # it ends with its parent, not before
         signal.signal(number, signal.SIG_IGN)
-    setup = read_frame(requests)
+    setup = frames.read_frame(requests)
     if setup is None:
         return
     wanted, imports = pickle.loads(setup)

@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from posttrain.rewards.frames import write_frame
+
 __all__ = ["WorkerGone", "WorkerOwner", "WorkerProcess"]
 
 
@@ -51,10 +53,8 @@ class WorkerProcess:
         """Send a message: an 8-byte length and a pickle."""
         assert self._process.stdin is not None
         payload = pickle.dumps(message)
-        view = memoryview(len(payload).to_bytes(8, "big") + payload)
         try:
-            while view:
-                view = view[os.write(self._process.stdin.fileno(), view) :]
+            write_frame(self._process.stdin.fileno(), payload)
         except BrokenPipeError as error:
             raise WorkerGone from error
 
