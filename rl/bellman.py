@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,6 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from rl.mdp import TabularMDP
 from rl.outcomes import ROUNDING
 from rl.proper import NONE, check_undiscounted, ending_actions
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 __all__ = [
     "Solution",
@@ -24,6 +28,7 @@ __all__ = [
     "most_sweeps",
     "never_ending",
     "one_hot",
+    "policy_transitions",
     "solution_of",
     "values_of",
 ]
@@ -69,17 +74,25 @@ def values_of(
     from scipy import sparse
     from scipy.sparse.linalg import spsolve
 
-    pairs = np.arange(chances.size)
-    choice = sparse.csr_matrix(
-        (chances.ravel(), pairs, np.append(pairs[:: mdp.actions], pairs.size))
-    )
-    transitions = choice @ mdp.csr
-    transitions.eliminate_zeros()
+    transitions = policy_transitions(mdp, chances)
     rewards = (chances * mdp.rewards).sum(1)
     if transitions.nnz * 20 > mdp.states**2:  # too full for a sparse solver to gain anything
         return np.linalg.solve(np.eye(mdp.states) - discount * transitions.toarray(), rewards)
     system = sparse.identity(mdp.states, format="csc") - discount * transitions.tocsc()
     return np.atleast_1d(spsolve(system, rewards))
+
+
+def policy_transitions(
+    mdp: TabularMDP, chances: NDArray[np.float64]
+) -> sparse.csr_matrix[np.float64]:
+    """Return ``(S, S)``, the probability that an episode goes on from one state to another."""
+    from scipy import sparse
+
+    pairs = np.arange(chances.size + 1)
+    choice = sparse.csr_matrix((chances.ravel(), pairs[:-1], pairs[:: mdp.actions]))
+    transitions = sparse.csr_matrix(choice @ mdp.csr)
+    transitions.eliminate_zeros()
+    return transitions
 
 
 def one_hot(policy: NDArray[np.int64], actions: int) -> NDArray[np.float64]:

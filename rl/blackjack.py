@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from rl.outcomes import Outcome
 
-__all__ = ["OBSERVED_STATES", "STATES", "blackjack_outcomes", "blackjack_start", "blackjack_state"]
+__all__ = [
+    "OBSERVED_STATES",
+    "STATES",
+    "blackjack_outcomes",
+    "blackjack_start",
+    "blackjack_state",
+    "observed_states",
+]
 
 OBSERVED_STATES = 32 * 11 * 2
 """States that an observation can tell apart."""
@@ -34,6 +41,12 @@ def blackjack_state(player_sum: int, dealer: int, usable: int) -> int:
     483
     """
     return (player_sum * 11 + dealer) * 2 + usable
+
+
+def observed_states() -> NDArray[np.int64]:
+    """Return ``(STATES,)``, the state that a learner sees: naturals look like any other 21."""
+    naturals = [blackjack_state(21, dealer, 1) for dealer in range(1, 11)]
+    return np.append(np.arange(OBSERVED_STATES), naturals)
 
 
 def blackjack_outcomes(*, natural: bool, sab: bool) -> list[list[list[Outcome]]]:

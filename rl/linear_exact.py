@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rl.bellman import check_discount, checked_policy, never_ending
+from rl.bellman import check_discount, checked_policy, never_ending, policy_transitions
 from rl.linear_arrays import Floats, check_fractions, finite_array, solve_unique
 from rl.mdp import TabularMDP, as_mdp
 from rl.planning import policy_evaluation
-from rl.state_distribution import on_policy_distribution, policy_transitions
+from rl.state_distribution import expected_visits, on_policy_distribution
 
 if TYPE_CHECKING:
     import gymnasium
@@ -88,9 +88,6 @@ def lstd_fixed_point(
     >>> lstd_fixed_point(coin, [0], [[2.0]], discount=1.0)  # v = 2, so w = 1
     array([1.])
     """
-    from scipy import sparse
-    from scipy.sparse.linalg import spsolve
-
     model = as_mdp(mdp)
     check_discount(discount)
     check_fractions("trace", trace)
@@ -103,8 +100,7 @@ def lstd_fixed_point(
         )
     traces = on_policy_distribution(model, policy)[:, None] * x
     if discount * trace > 0:  # expected traces: Z = D X + discount trace P^T Z
-        decayed = sparse.identity(model.states, format="csc") - discount * trace * transitions.T
-        traces = np.asarray(spsolve(decayed.tocsc(), traces)).reshape(x.shape)
+        traces = expected_visits(discount * trace * transitions, traces)
     matrix = traces.T @ (x - discount * (transitions @ x))
     return solve_unique(
         matrix,

@@ -20,7 +20,7 @@ from rl.bellman import check_discount, checked_policy
 from rl.linear_arrays import Floats, check_counts, finite_array
 from rl.linear_exact import PolicyModel, check_state_weights, policy_model
 from rl.mdp import TabularMDP, as_mdp
-from rl.state_distribution import on_policy_distribution
+from rl.state_distribution import expected_visits, on_policy_distribution
 from rl.step_sizes import check_size
 from rl.stochastic import DivergenceError
 
@@ -100,7 +100,7 @@ class TDC(ExpectedMethod):
 
 
 @dataclass(frozen=True)
-class EmphaticTD(ExpectedMethod):
+class EmphaticTD(TD):
     r"""Emphatic TD(0), interest 1 in every state (Sutton, Mahmood & White 2016; S&B 11.8).
 
         f = (I - discount P^T)^{-1} d
@@ -111,21 +111,12 @@ class EmphaticTD(ExpectedMethod):
 
     def emphasis(self, state_weights: Floats, target: PolicyModel, discount: float) -> Floats:
         """Return f; with discount 1 the target must end from every state."""
-        from scipy import sparse
-        from scipy.sparse.linalg import spsolve
-
         if discount == 1 and target.endless.any():
             raise ValueError(
                 f"discount=1, but from state {np.flatnonzero(target.endless)[0]} the target never "
                 "ends the episode, so its emphasis has no limit; use a discount below 1"
             )
-        states = sparse.identity(len(state_weights), format="csc")
-        system = (states - discount * target.transitions.T).tocsc()
-        return np.atleast_1d(spsolve(system, state_weights))
-
-    def direction(self, moments: Moments, w: Floats, h: Floats) -> tuple[Floats, Floats]:
-        """Return b - A w, of moments that f weighs."""
-        return moments.b - moments.A @ w, np.zeros_like(h)
+        return expected_visits(discount * target.transitions, state_weights)
 
 
 def expected_updates(

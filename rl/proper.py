@@ -74,7 +74,7 @@ def paying_cycle(mdp: TabularMDP) -> int | None:
         max sum_sa x(s, a) r(s, a)
         where sum_a x(s', a) = sum_sa P(s' | s, a) x(s, a) for all s', sum_sa x(s, a) = 1
     """
-    pairs = _staying_pairs(mdp)
+    pairs = staying_pairs(mdp)
     rewards = mdp.rewards.ravel()[pairs]
     if not (rewards > 0).any():
         return None
@@ -96,7 +96,7 @@ def paying_cycle(mdp: TabularMDP) -> int | None:
     return int(pairs[np.argmax(found.x)] // mdp.actions)
 
 
-def _staying_pairs(mdp: TabularMDP) -> NDArray[np.int64]:
+def staying_pairs(mdp: TabularMDP) -> NDArray[np.int64]:
     """Return the pairs ``s * A + a`` after which an episode can still go on for ever."""
     staying = (mdp.endings == 0).ravel()
     while True:

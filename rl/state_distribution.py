@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rl.bellman import checked_policy
+from rl.bellman import checked_policy, policy_transitions
 from rl.linear_arrays import Floats
 from rl.mdp import TabularMDP, as_mdp
+from rl.tabular_graph import reached_states
 
 if TYPE_CHECKING:
     import gymnasium
     from scipy import sparse
 
-__all__ = ["on_policy_distribution", "policy_transitions"]
+__all__ = ["expected_visits", "on_policy_distribution"]
 
 
 def on_policy_distribution(mdp: str | gymnasium.Env | TabularMDP, policy: ArrayLike) -> Floats:
@@ -38,7 +39,7 @@ def on_policy_distribution(mdp: str | gymnasium.Env | TabularMDP, policy: ArrayL
     chances = checked_policy(np.asarray(policy), model)
     transitions = policy_transitions(model, chances)
     ends = (chances * model.endings).sum(1) > 0
-    reached = _reached(transitions, model.start)
+    reached = reached_states(model, chances > 0)
     staying = [states for states in _closed_sets(transitions, ends) if reached[states[0]]]
     passing = reached.copy()
     for states in staying:
@@ -46,7 +47,7 @@ def on_policy_distribution(mdp: str | gymnasium.Env | TabularMDP, policy: ArrayL
     through = np.flatnonzero(passing)
     visits = np.zeros(model.states)
     if through.size:
-        visits[through] = _visits(transitions[through][:, through], model.start[through])
+        visits[through] = expected_visits(transitions[through][:, through], model.start[through])
     if not staying:
         return visits / visits.sum()
     entering = model.start + transitions.T @ visits
@@ -55,38 +56,21 @@ def on_policy_distribution(mdp: str | gymnasium.Env | TabularMDP, policy: ArrayL
         inside = transitions[states][:, states].tolil()
         inside[:, 0] = 0  # until it comes back to the set's first state
         first = np.eye(len(states))[0]
-        times = _visits(inside.tocsr(), first)
+        times = expected_visits(inside.tocsr(), first)
         shares[states] = entering[states].sum() * times / times.sum()
     return shares / shares.sum()
 
 
-def policy_transitions(mdp: TabularMDP, chances: Floats) -> sparse.csr_matrix[np.float64]:
-    """Return ``(S, S)``, the probability that an episode goes on from one state to another."""
-    from scipy import sparse
+def expected_visits(transitions: sparse.csr_matrix[np.float64], start: Floats) -> Floats:
+    """Return n of n = start + transitions^T n, expected visits before these states are left.
 
-    pairs = np.arange(chances.size + 1)
-    choice = sparse.csr_matrix((chances.ravel(), pairs[:-1], pairs[:: mdp.actions]))
-    transitions = sparse.csr_matrix(choice @ mdp.csr)
-    transitions.eliminate_zeros()
-    return transitions
-
-
-def _visits(transitions: sparse.csr_matrix[np.float64], start: Floats) -> Floats:
-    """Return n of n = start + transitions^T n, expected visits before these states are left."""
+    ``start`` is ``(S,)``, or ``(S, d)`` for d of them at once.
+    """
     from scipy import sparse
     from scipy.sparse.linalg import spsolve
 
     system = sparse.identity(len(start), format="csc") - transitions.T.tocsc()
-    return np.atleast_1d(spsolve(system, start))
-
-
-def _reached(transitions: sparse.csr_matrix[np.float64], start: Floats) -> NDArray[np.bool_]:
-    reached = start > 0
-    while True:
-        further = reached | (transitions.T @ reached.astype(np.float64) > 0)
-        if (further == reached).all():
-            return reached
-        reached = further
+    return np.reshape(spsolve(system, start), start.shape)
 
 
 def _closed_sets(

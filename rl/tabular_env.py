@@ -86,6 +86,7 @@ def model_of(env: str | gymnasium.Env) -> TabularMDP:
     if isinstance(bare, TabularEnv):
         if bare.mdp.max_episode_steps == limit:
             return bare.mdp
+        _ = bare.mdp.outcomes  # worked out once: what it keeps is in every copy
         mdp = copy.copy(bare.mdp)
         mdp.max_episode_steps = limit
         return mdp

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.mdp import TabularMDP
-from rl.proper import NONE, ending_actions
+from rl.proper import NONE, ending_actions, staying_pairs
 
 __all__ = ["check_ends", "check_ends_under_any_policy", "reached_states"]
 
@@ -39,15 +39,8 @@ def check_ends(mdp: TabularMDP, taken: NDArray[np.bool_]) -> None:
 
 def check_ends_under_any_policy(mdp: TabularMDP) -> None:
     """Raise a ValueError where some policy keeps an episode going, wherever it begins."""
-    stays = np.ones(mdp.states, np.bool_)
-    while True:  # to stay takes an action that surely leads to states that stay
-        leaves = (mdp.csr @ (~stays).astype(np.float64)).reshape(mdp.states, mdp.actions) > 0
-        still = ((mdp.endings == 0) & ~leaves).any(1)
-        if (still == stays).all():
-            break
-        stays = still
-    for state in np.flatnonzero(stays):
+    for pair in staying_pairs(mdp):
         raise ValueError(
-            f"some policies never end an episode that begins in state {state}, and a greedy policy "
-            "may become one of them: set a time limit, max_episode_steps="
+            f"some policies never end an episode that begins in state {pair // mdp.actions}, and a "
+            "greedy policy may become one of them: set a time limit, max_episode_steps="
         )

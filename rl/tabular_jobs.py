@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
@@ -16,6 +16,7 @@ from launch.config import resumable
 from launch.errors import UsageError
 from launch.folder import atomic_write
 from launch.runtime import Runtime, RuntimeConfig
+from rl.blackjack import observed_states
 from rl.evaluation import plot_curves
 from rl.mdp import TabularMDP, as_mdp
 from rl.planning import Solution, policy_evaluation, value_iteration
@@ -116,6 +117,7 @@ class TabularControl:
         best = value_iteration(mdp, self.discount)
         optimum = float(mdp.start @ best.values)
         curve = ExactCurve(self.seeds, self.points)
+        found: list[ControlResult] = []
         for point in run.steps(
             self.points, state={"curve": curve}, headline=("value", "optimum", "episode/return")
         ):
@@ -134,7 +136,9 @@ class TabularControl:
                 },
             )
             curve.values[:, point - 1] = exact
-        self._leave(mdp, best, curve.values, run)
+        if not found:  # resumed behind the last point
+            found = [self._learn(self.amount, seed) for seed in self._seeds()]
+        self._leave(mdp, best, found, curve.values, run)
 
     def _model(self) -> TabularMDP:
         if not self.env:
@@ -160,9 +164,13 @@ class TabularControl:
         return float(mdp.start @ policy_evaluation(mdp, _padded(policy, mdp), self.discount).values)
 
     def _leave(
-        self, mdp: TabularMDP, best: Solution, curve: NDArray[np.float64], run: Runtime
+        self,
+        mdp: TabularMDP,
+        best: Solution,
+        found: Sequence[ControlResult],
+        curve: NDArray[np.float64],
+        run: Runtime,
     ) -> None:
-        found = [self._learn(self.amount, seed) for seed in self._seeds()]
         table = np.mean([result.action_values for result in found], axis=0)
         policy = table.argmax(axis=1)
         mean, optimum = self._value(mdp, policy), float(mdp.start @ best.values)
@@ -258,13 +266,7 @@ def _padded(policy: NDArray[np.int64], mdp: TabularMDP) -> NDArray[np.int64]:
 
     Blackjack's exact model has ten more, its natural starts: there a learner acts as with 21.
     """
-    spare = mdp.states - len(policy)
-    if spare == 0:
-        return policy
-    from rl.blackjack import blackjack_state
-
-    twins = [blackjack_state(21, dealer, True) for dealer in range(1, spare + 1)]
-    return np.concatenate([policy, policy[twins]])
+    return policy if len(policy) == mdp.states else policy[observed_states()]
 
 
 def _save_table(run: Runtime, tables: Mapping[str, NDArray[Any]]) -> None:

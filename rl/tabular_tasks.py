@@ -13,7 +13,7 @@ from gymnasium.envs.toy_text.blackjack import BlackjackEnv
 from gymnasium.utils.seeding import np_random
 from numpy.typing import ArrayLike
 
-from rl.blackjack import OBSERVED_STATES, blackjack_state
+from rl.blackjack import observed_states
 from rl.mdp import TabularMDP, as_mdp
 from rl.outcomes import ROUNDING
 from rl.tabular_fast import UNLIMITED, Model, compiled, model_world
@@ -207,10 +207,9 @@ def _model_or_none(made: gymnasium.Env[Any, Any]) -> TabularMDP | None:
 
 def _observed_states(mdp: TabularMDP, made: gymnasium.Env[Any, Any]) -> Ints:
     """Return the state that a learner sees in each state of the model."""
-    observed = np.arange(mdp.states)
-    if isinstance(made.unwrapped, BlackjackEnv):  # naturals look like any other 21
-        observed[OBSERVED_STATES:] = [blackjack_state(21, dealer, 1) for dealer in range(1, 11)]
-    return observed
+    if isinstance(made.unwrapped, BlackjackEnv):
+        return observed_states()
+    return np.arange(mdp.states)
 
 
 def _budget(steps: int | None, episodes: int | None) -> tuple[int, int]:
