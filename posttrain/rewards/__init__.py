@@ -7,6 +7,7 @@ from posttrain.rewards.code import CodeReward, CodeTests
 from posttrain.rewards.combine import WeightedSum, score
 from posttrain.rewards.format import FormatReward
 from posttrain.rewards.language import LanguageConsistency
+from posttrain.rewards.late import Late
 from posttrain.rewards.length import CosineLength, OverlongPenalty
 from posttrain.rewards.named import parse_reward
 from posttrain.rewards.repetition import RepetitionPenalty
@@ -18,6 +19,7 @@ __all__ = [
     "CosineLength",
     "FormatReward",
     "LanguageConsistency",
+    "Late",
     "OverlongPenalty",
     "RepetitionPenalty",
     "Reward",

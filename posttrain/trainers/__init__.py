@@ -5,6 +5,7 @@ from posttrain.trainers.advantages import (
     GroupRelative,
     LeaveOneOut,
     MaxRL,
+    ProcessSupervised,
     ReinforcePlusPlus,
 )
 from posttrain.trainers.collection import DynamicSampling
@@ -20,6 +21,7 @@ __all__ = [
     "LeaveOneOut",
     "MaxRL",
     "PreferenceConfig",
+    "ProcessSupervised",
     "ReinforcePlusPlus",
     "SFTConfig",
     "train_grpo",

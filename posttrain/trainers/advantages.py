@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from posttrain.rewards.base import Sample
+from posttrain.rewards.steps import StepRewards, step_tensors
 from rl.estimators import (
     group_relative_advantages,
     leave_one_out_advantages,
     maxrl_advantages,
+    process_supervised_advantages,
     reinforce_plus_plus_advantages,
 )
 
@@ -22,6 +25,8 @@ __all__ = [
     "GroupRelative",
     "LeaveOneOut",
     "MaxRL",
+    "OfTokens",
+    "ProcessSupervised",
     "ReinforcePlusPlus",
     "WholeBatch",
     "estimate",
@@ -46,6 +51,21 @@ class WholeBatch(Protocol):
         Args:
             rewards: ``(P, G)``, of all processes.
             lengths: ``(P, G)``, the counted tokens of each completion.
+        """
+        ...
+
+
+@runtime_checkable
+class OfTokens(Protocol):
+    """Advantages that differ within a completion."""
+
+    def of_tokens(self, samples: Sequence[Sample], mask: Tensor, group_size: int, /) -> Tensor:
+        """Return ``(B, T)`` advantages, 0 where nothing counts.
+
+        Args:
+            samples: B completions, group after group.
+            mask: ``(B, T)`` bool, where their tokens stand in the rows.
+            group_size: Completions of each prompt.
         """
         ...
 
@@ -145,3 +165,42 @@ class ReinforcePlusPlus:
         mask = places < lengths.reshape(-1, 1)
         tokens = reinforce_plus_plus_advantages(rewards.reshape(-1), mask, std=self.std)
         return tokens[:, 0].view(rewards.shape)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProcessSupervised:
+    r"""Rewards of steps, normalised over the steps of the group (GRPO's process supervision).
+
+    A token's advantage is the sum of the normalised rewards of the steps that end at it or later
+    (Shao et al. 2024, arXiv:2402.03300, section 4.1.3); after the last step it is 0. The reward of
+    the whole completion is logged, and nothing else.
+    """
+
+    steps: StepRewards
+    std: Literal["population", "sample"] | None = "population"
+    """Divides the squares by the number of steps of the group or by one less."""
+    eps: float = 1e-4
+    """Added to the deviation, in units of reward."""
+
+    def __call__(self, rewards: Tensor, /) -> Tensor:
+        """Refuse: of whole completions there are no steps.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("ProcessSupervised knows steps, not completions: call of_tokens")
+
+    def of_tokens(self, samples: Sequence[Sample], mask: Tensor, group_size: int, /) -> Tensor:
+        """Return ``(B, T)`` advantages."""
+        ends, rewards, some = step_tensors(self.steps, samples)
+        shape = (len(samples) // group_size, group_size, -1)
+        by_step = process_supervised_advantages(
+            rewards.view(shape), some.view(shape), std=self.std, eps=self.eps
+        ).view(rewards.shape)
+        if not len(samples):
+            return torch.zeros_like(mask, dtype=torch.float32)
+        mask = mask.cpu()
+        place = mask.cumsum(-1) - 1  # of a token in its completion
+        before = (some[:, None] & (ends[:, None] < place[..., None])).sum(-1)  # (B, T) steps done
+        padded = torch.nn.functional.pad(by_step, (0, 1))  # after the last step: 0
+        return torch.where(mask, padded.gather(1, before), 0.0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from launch.checkpoint import Stateful
 from launch.config import resumable
 from launch.errors import UsageError
 from launch.metrics import Mean, Metric, Rate
@@ -16,38 +17,38 @@ from launch.optimizers import AdamW, OptimizerConfig
 from launch.runtime import Runtime
 from launch.schedule import Cosine, Schedule, set_learning_rate
 from posttrain.data.tasks.base import Task
-from posttrain.log_probs import (
-    shared_prompt_log_probs_and_entropy,
-    token_log_probs_and_entropy,
-)
 from posttrain.models import LanguageModel
 from posttrain.objectives import GRPO
-from posttrain.objectives.base import (
-    Objective,
-    clip_limits,
-    clips_sequences,
-    needs_reference,
-    with_chosen,
-)
+from posttrain.objectives.base import Objective, needs_reference, with_chosen
 from posttrain.objectives.mismatch import Mismatch
-from posttrain.objectives.statistics import policy_metrics, policy_statistics
 from posttrain.rewards import Reward
 from posttrain.rollout import Engine, RolloutBatch, Sampling
-from posttrain.trainers.advantages import Advantages, GroupRelative, LeaveOneOut, estimate
-from posttrain.trainers.collection import Collector, DynamicSampling
+from posttrain.trainers.advantages import (
+    Advantages,
+    GroupRelative,
+    LeaveOneOut,
+    OfTokens,
+    estimate,
+)
+from posttrain.trainers.collection import Collected, Collector, DynamicSampling
+from posttrain.trainers.minibatches import Minibatches
 from posttrain.trainers.rollouts import (
     FlatGroups,
     as_batch,
     rollout_figures,
     sample_rows,
-    stopping,
     trained_mask,
 )
-from posttrain.trainers.supervised import TOKENS_PER_MICRO_BATCH, check_loop, check_micro_batch
-from rl.estimators import k1, k3
+from posttrain.trainers.supervised import check_loop, check_micro_batch
+from posttrain.trainers.updates import frozen_log_probs, update, update_figures
+from rl.estimators import k1
 
 __all__ = ["GRPOConfig", "Probe", "train_grpo"]
 
+NO_REFERENCE = (
+    "no reference is used, since neither the objective's kl_weight nor kl_in_reward is above 0; "
+    "set one of them, or leave refresh_every at 0"
+)
 Probe = Callable[[int, Engine], Mapping[str, Metric]]
 """Looks at the policy between updates: takes the step and the engine, returns figures to log."""
 
@@ -73,14 +74,22 @@ class GRPOConfig:
     """The model's own stop tokens are used where none are given."""
     optimizer: OptimizerConfig = field(default_factory=lambda: AdamW(learning_rate=1e-6))
     schedule: Schedule = field(default_factory=lambda: Cosine(warmup=10, final=0.1))
+    max_tokens_after: Mapping[int, int] = field(default_factory=dict)
+    """From step to limit: completions drawn after that step may be so long."""
     steps: int = resumable(1_000)
-    """Rollout-and-update rounds."""
+    """Each trains on ``prompts_per_step * group_size`` completions."""
     prompts_per_step: int = 16
     """P, over all processes."""
     group_size: int = 8
     """G, completions per prompt."""
+    minibatches: int = 1
+    """Steps that a rollout serves: it is drawn for all of them at once, then shuffled, and each
+    takes its part. With 1 a step samples for itself."""
     updates_per_rollout: int = 1
-    """Optimizer updates on each rollout; 1 is on-policy."""
+    """Optimizer updates of a step, all on the same completions; 1 is on-policy."""
+    refresh_every: int = 0
+    """Steps after which the reference becomes the policy as it is then; 0 keeps the first one. A
+    rollout that serves several steps keeps the reference that it was compared with."""
     micro_batch: int | None = None
     """Completions a forward pass on one process; memory only, never the result. None derives it;
     multiples of group_size compute each prompt once for its group."""
@@ -101,9 +110,10 @@ class GRPOConfig:
             raise ValueError(
                 f"group_size={self.group_size}: a group of one has no baseline, use >= 2"
             )
-        for name in ("steps", "prompts_per_step", "updates_per_rollout"):
+        for name in ("steps", "prompts_per_step", "minibatches", "updates_per_rollout"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+        self._check_steps()
         check_micro_batch(self.micro_batch)
         check_loop(
             self.max_grad_norm,
@@ -128,6 +138,30 @@ class GRPOConfig:
                 "off-policy; use 0 and 1.0, or set allow_off_policy_sampling"
             )
 
+    @property
+    def compares(self) -> bool:
+        """Whether the policy is compared with a reference; if not, none is built."""
+        return needs_reference(self.objective) or self.kl_in_reward > 0
+
+    def _check_steps(self) -> None:
+        """Refuse what changes with the step, or within a completion, and has no effect."""
+        if self.refresh_every < 0 or (self.refresh_every and not self.compares):
+            raise ValueError(
+                f"refresh_every={self.refresh_every}: "
+                + ("give 0 or more" if self.refresh_every < 0 else NO_REFERENCE)
+            )
+        for after, limit in self.max_tokens_after.items():
+            if after < 1 or limit < 1:
+                raise ValueError(
+                    f"max_tokens_after: {after}: {limit}: give a step of at least 1, after which "
+                    "completions may be longer, and their limit in tokens"
+                )
+        if self.kl_in_reward and isinstance(self.advantages, OfTokens):
+            raise ValueError(
+                f"kl_in_reward={self.kl_in_reward} is part of a completion's reward, which "
+                f"{type(self.advantages).__name__} does not use: give the objective a kl_weight"
+            )
+
 
 def train_grpo(
     cfg: GRPOConfig,
@@ -145,53 +179,88 @@ def train_grpo(
         ValueError: The reward returned something else than one finite number for each sample.
     """
     reward = task.reward if reward is None else reward
-    prompts, sampling = task.train(), stopping(cfg.sampling, lm)
-    check_prompts(len(prompts), cfg.prompts_per_step)
-    compares = needs_reference(cfg.objective) or cfg.kl_in_reward > 0
-    reference = copy.deepcopy(lm.model).eval().to(run.device) if compares else None
+    prompts = task.train()
+    check_prompts(len(prompts), cfg.prompts_per_step * cfg.minibatches)
+    reference = copy.deepcopy(lm.model).eval().to(run.device) if cfg.compares else None
     optimizer = cfg.optimizer.build(lm.model)
     model, optimizer = run.prepare(lm.model, optimizer)
     engine = Engine(lm.model)
-    collector = Collector(cfg, engine, lm, prompts, sampling, reward, run)
+    collector = Collector(cfg, engine, lm, prompts, reward, run)
+    parts = Minibatches(cfg, run)
     flat_groups = FlatGroups(rounds=cfg.dynamic_sampling.rounds if cfg.dynamic_sampling else 0)
+    state: dict[str, Stateful] = {"model": lm.model, "optimizer": optimizer}
+    state |= {"minibatches": parts} if cfg.minibatches > 1 else {}
+    state |= {"reference": reference} if cfg.refresh_every and reference is not None else {}
     run.print(about_loss(cfg))
     for step in run.steps(
         cfg.steps,
-        state={"model": lm.model, "optimizer": optimizer},
+        state=state,
         save_every=cfg.save_every,
         headline=("reward", "length/mean", "entropy"),
     ):
         learning_rate = set_learning_rate(optimizer, cfg.schedule(step - 1, cfg.steps))
-        found = collector.collect(step)
-        rollout, samples, scores = found.rollout, found.samples, found.scores
-        batch = as_batch(rollout, trained_mask(rollout, cfg.mask_truncated)).to(run.device)
-        if reference is not None:
-            with run.phase("log_probs"):
-                batch = with_reference(cfg, reference, batch)
-        batch = with_advantages(cfg, batch, scores, run)
+        if reference is not None and step > 1 and run.due(step - 1, cfg.refresh_every):
+            reference.load_state_dict(lm.model.state_dict())
+        figures: dict[str, Metric] = {}
+        found = collector.collect(step) if parts.are_due(step) else None
+        if found is not None:
+            parts.fill(as_trained(cfg, found, lm.model, reference, run), step)
+            figures |= collected_figures(cfg, found)
+        batch = parts.take(step)
         stream = run.stream("chosen", step)
         batch = with_chosen(cfg.objective, batch, stream, gather=run.gather, rank=run.rank)
         with run.phase("update"):
             sums, grad_norm = update(cfg, model, optimizer, batch, run)
-        figures: dict[str, Metric] = {
+        figures |= {
             "loss": run.loss,
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
-            **rollout_figures(rollout, samples, scores, cfg.group_size),
-            **{f"reward/{name}": Mean(x.sum(), len(x)) for name, x in found.parts.items()},
-            **found.figures,
             **update_figures({name: run.sum(x) for name, x in sums.items()}),
             "timeouts": run.sum(getattr(reward, "timeouts", 0)),
-            "speed/tokens": Rate(rollout.mask.sum()),
+            "speed/tokens": Rate(batch.mask.sum()),
         }
         ends = cfg.probe_every > 0 and step in (1, cfg.steps)
         if probe is not None and (ends or run.due(step, cfg.probe_every)):
             with run.phase("probe"):
                 figures |= probe(step, engine)
         logged = run.log(step, figures)
-        flat_groups.see(logged["groups/flat"], logged["reward"])
-        if cfg.samples_every and (step == 1 or run.due(step, cfg.samples_every)):
-            run.samples(step, sample_rows(samples[: cfg.group_size], scores))
+        if found is not None:
+            flat_groups.see(logged["groups/flat"], logged["reward"])
+        if found is not None and samples_due(cfg, step):
+            run.samples(step, sample_rows(found.samples[: cfg.group_size], found.scores))
+
+
+def samples_due(cfg: GRPOConfig, step: int) -> bool:
+    """Return whether a group is written: at the first step, and with the rollouts in between."""
+    every = cfg.samples_every
+    return every > 0 and (step == 1 or (step - 1) // every < (step - 1 + cfg.minibatches) // every)
+
+
+def as_trained(
+    cfg: GRPOConfig,
+    found: Collected,
+    model: nn.Module,
+    reference: nn.Module | None,
+    run: Runtime,
+) -> RolloutBatch:
+    """Return a rollout as it is trained on: with reference, advantages, and the old policy."""
+    rollout = found.rollout
+    batch = as_batch(rollout, trained_mask(rollout, cfg.mask_truncated)).to(run.device)
+    with run.phase("log_probs"):
+        if reference is not None:
+            batch = replace(batch, ref_log_probs=frozen_log_probs(cfg, reference, batch, run))
+        if cfg.minibatches > 1:
+            batch = replace(batch, old_log_probs=frozen_log_probs(cfg, model, batch, run))
+    return with_advantages(cfg, batch, found, run)
+
+
+def collected_figures(cfg: GRPOConfig, found: Collected) -> dict[str, Metric]:
+    """Return what is logged of a rollout."""
+    return {
+        **rollout_figures(found.rollout, found.samples, found.scores, cfg.group_size),
+        **{f"reward/{name}": Mean(x.sum(), len(x)) for name, x in found.parts.items()},
+        **found.figures,
+    }
 
 
 def about_loss(cfg: GRPOConfig) -> str:
@@ -213,88 +282,15 @@ def about_loss(cfg: GRPOConfig) -> str:
     return f"The loss of a policy objective does not show progress. {watch}"
 
 
-def update(
-    cfg: GRPOConfig,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: RolloutBatch,
-    run: Runtime,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Take the updates of one rollout; return sums over its tokens and the last gradient norm.
-
-    The policy before the first update is the old policy, so its log-probabilities cost nothing.
-    """
-    sums: dict[str, Tensor] = {}
-    old_log_probs: list[Tensor] = []
-    scale = run.sum(cfg.objective.denominator(batch)).clamp(min=1)
-    for number in range(cfg.updates_per_rollout):
-        for index, rows in enumerate(run.micro_batches(batch, rows_per_pass(cfg, batch))):
-            log_probs, entropy = policy_log_probs(cfg, model, rows)
-            if number == 0:
-                old_log_probs.append(log_probs.detach())
-            part = replace(rows, old_log_probs=old_log_probs[index])
-            run.backward(cfg.objective(log_probs, weighted(cfg.mismatch, part)) / scale)
-            for name, value in token_sums(cfg, log_probs.detach(), entropy, part).items():
-                sums[name] = sums[name] + value if name in sums else value
-        grad_norm = run.step(optimizer, cfg.max_grad_norm)
-    return sums, grad_norm
-
-
-def weighted(mismatch: Mismatch | None, rows: RolloutBatch) -> RolloutBatch:
-    """Return the rows with advantages weighed against the mismatch.
-
-    Every gain is proportional to its advantage, so this weighs the gains, and no KL penalty.
-    """
-    if mismatch is None or rows.engine_log_probs is None:
-        return rows
-    weights = mismatch(rows.old_log_probs, rows.engine_log_probs, rows.mask)
-    return replace(rows, advantages=rows.advantages * weights)
-
-
-def policy_log_probs(
-    cfg: GRPOConfig, model: nn.Module, rows: RolloutBatch
-) -> tuple[Tensor, Tensor]:
-    """Return ``(B, T)`` log-probabilities and entropies under the policy that is sampled from.
-
-    Where the rows are whole groups, each prompt is computed once for its group.
-    """
-    temperature = cfg.sampling.temperature
-    if len(rows) % cfg.group_size:
-        return token_log_probs_and_entropy(model, rows.tokens, rows.mask, temperature=temperature)
-    return shared_prompt_log_probs_and_entropy(
-        model,
-        rows.tokens,
-        rows.mask,
-        group_size=cfg.group_size,
-        prompt_lengths=prompt_lengths(rows.mask, cfg.group_size),
-        temperature=temperature,
-    )
-
-
-def prompt_lengths(mask: Tensor, group_size: int) -> Tensor:
-    """Return ``(P,)``: how many columns come before the first that a group's rows train on.
-
-    A row whose completion is left out has none, so its group is asked; of a group that is left out
-    altogether, one column is as good as any.
-    """
-    wanted = mask.view(-1, group_size, mask.shape[1]).any(1)
-    before = (~wanted).int().cumprod(-1).sum(-1)
-    return torch.where(wanted.any(-1), before, 1)
-
-
-@torch.no_grad()
-def with_reference(cfg: GRPOConfig, reference: nn.Module, batch: RolloutBatch) -> RolloutBatch:
-    """Return ``batch`` with the log-probabilities of the frozen reference."""
-    parts = [torch.zeros_like(batch.old_log_probs[:0])]
-    for rows in batch.split(rows_per_pass(cfg, batch)):
-        parts.append(policy_log_probs(cfg, reference, rows)[0])
-    return replace(batch, ref_log_probs=torch.cat(parts))
-
-
 def with_advantages(
-    cfg: GRPOConfig, batch: RolloutBatch, scores: Tensor, run: Runtime
+    cfg: GRPOConfig, batch: RolloutBatch, found: Collected, run: Runtime
 ) -> RolloutBatch:
-    """Return ``batch`` with the advantages of ``(B,)`` rewards, less the KL where it is weighed."""
+    """Return ``batch`` with advantages of its rewards, less the KL where it is weighed."""
+    if isinstance(cfg.advantages, OfTokens):
+        by_token = cfg.advantages.of_tokens(found.samples, found.rollout.mask, cfg.group_size)
+        by_token = by_token.to(batch.old_log_probs)
+        return replace(batch, advantages=torch.where(batch.mask, by_token, 0.0))
+    scores = found.scores
     if cfg.kl_in_reward:
         scores = scores - cfg.kl_in_reward * divergences(batch).to(scores)
     advantages = estimate(
@@ -302,7 +298,7 @@ def with_advantages(
         scores.view(-1, cfg.group_size),
         batch.mask.sum(-1).to(scores.device).view(-1, cfg.group_size),
         gather=run.gather,
-        share=run.share(cfg.prompts_per_step),
+        share=run.share(cfg.prompts_per_step * cfg.minibatches),
     )  # (P, G)
     spread = advantages.view(-1, 1).to(batch.old_log_probs)
     return replace(batch, advantages=torch.where(batch.mask, spread, 0.0))
@@ -315,41 +311,6 @@ def divergences(batch: RolloutBatch) -> Tensor:
     """
     assert batch.ref_log_probs is not None
     return torch.where(batch.mask, k1(batch.old_log_probs, batch.ref_log_probs), 0.0).sum(-1)
-
-
-def rows_per_pass(cfg: GRPOConfig, batch: RolloutBatch) -> int:
-    """Return the completions of a forward pass: as asked, or whole groups that fill a core."""
-    if cfg.micro_batch is not None:
-        return cfg.micro_batch
-    fitting = TOKENS_PER_MICRO_BATCH // max(1, batch.tokens.shape[1])
-    return max(1, fitting // cfg.group_size) * cfg.group_size
-
-
-def token_sums(
-    cfg: GRPOConfig, log_probs: Tensor, entropy: Tensor, rows: RolloutBatch
-) -> dict[str, Tensor]:
-    """Return what is logged of an update, as sums over tokens."""
-    sequences = clips_sequences(cfg.objective)
-    sums = policy_statistics(log_probs, rows, *clip_limits(cfg.objective), sequences=sequences)
-    sums["entropy"] = torch.where(rows.mask, entropy, 0.0).sum()
-    if rows.engine_log_probs is not None:
-        gap = (rows.old_log_probs - rows.engine_log_probs).abs()
-        sums["mismatch"] = torch.where(rows.mask, gap, 0.0).sum()
-        divergence = k3(rows.engine_log_probs, rows.old_log_probs)
-        sums["mismatch/kl"] = torch.where(rows.mask, divergence, 0.0).sum()
-        if cfg.mismatch is not None:
-            weights = cfg.mismatch(rows.old_log_probs, rows.engine_log_probs, rows.mask)
-            sums["mismatch/weight"] = weights.sum()
-            sums["mismatch/left_out"] = (rows.mask & (weights == 0)).sum()
-    return sums
-
-
-def update_figures(sums: Mapping[str, Tensor]) -> dict[str, Metric]:
-    """Return means and quantiles of sums over all tokens of all processes."""
-    tokens = sums["tokens"].clamp(min=1)
-    names = [name for name in sums if name == "entropy" or name.startswith("mismatch")]
-    means = {name: sums[name] / tokens for name in names}
-    return {**means, **policy_metrics(sums)}
 
 
 def check_prompts(available: int, needed: int) -> None:

@@ -38,12 +38,15 @@ from posttrain.trainers import (
     GRPOConfig,
     LeaveOneOut,
     MaxRL,
+    ProcessSupervised,
     ReinforcePlusPlus,
     train_grpo,
 )
 from posttrain.trainers.advantages import Advantages
-from posttrain.trainers.policy import divergences, prompt_lengths, with_advantages
+from posttrain.trainers.collection import Collected
+from posttrain.trainers.policy import divergences, with_advantages
 from posttrain.trainers.rollouts import FlatGroups, as_batch, rollout_figures, trained_mask
+from posttrain.trainers.updates import prompt_lengths
 
 TEXTS = [f"{a} plus {b} is {a + b}" for a in range(10) for b in range(10)]
 
@@ -348,11 +351,36 @@ def rollout() -> Rollout:
     )
 
 
+def collected(scores: list[float]) -> Collected:
+    samples = [
+        Sample(prompt="", completion="", answer="", tokens=tuple(tokens))
+        for tokens in rollout().completions()
+    ]
+    return Collected(
+        rollout=rollout(), samples=samples, scores=torch.tensor(scores), parts={}, figures={}
+    )
+
+
+def test_a_steps_advantage_goes_to_the_tokens_up_to_its_end() -> None:
+    # steps of 1 and 0, and of 0.5: mean .5, deviation sqrt(1/6); a token has the sum from it on
+    def steps(samples: Sequence[Sample]) -> list[list[tuple[int, float]]]:
+        return [[(0, 1.0), (1, 0.0)], [(0, 0.5)]]
+
+    cfg = replace(
+        CONFIG, prompts_per_step=1, group_size=2, advantages=ProcessSupervised(steps=steps, eps=0.0)
+    )
+    with Runtime() as run:
+        batch = with_advantages(cfg, as_batch(rollout()), collected([3.0, 0.0]), run)
+    unit = 0.5 / (1 / 6) ** 0.5
+    expected = torch.tensor([[0.0, unit - unit, -unit], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(batch.advantages, expected)
+
+
 def test_a_completions_advantage_is_spread_over_its_tokens() -> None:
     # rewards 3 and 0: leave-one-out advantages 3 and -3
     cfg = replace(CONFIG, prompts_per_step=1, group_size=2, advantages=LeaveOneOut())
     with Runtime() as run:
-        batch = with_advantages(cfg, as_batch(rollout()), torch.tensor([3.0, 0.0]), run)
+        batch = with_advantages(cfg, as_batch(rollout()), collected([3.0, 0.0]), run)
     assert batch.advantages.tolist() == [[0.0, 3.0, 3.0], [0.0, -3.0, 0.0]]
 
 
@@ -365,7 +393,7 @@ def test_kl_in_reward_is_subtracted_before_the_advantages() -> None:
     batch = replace(as_batch(rollout()), ref_log_probs=ref)
     assert divergences(batch).tolist() == [3.0, 4.0]
     with Runtime() as run:
-        batch = with_advantages(cfg, batch, torch.tensor([3.0, 0.0]), run)
+        batch = with_advantages(cfg, batch, collected([3.0, 0.0]), run)
     assert batch.advantages.tolist() == [[0.0, 3.5, 3.5], [0.0, -3.5, 0.0]]
 
 

@@ -32,13 +32,16 @@ def test_names_are_those_that_were_promised() -> None:
 
 
 def test_batches_are_the_papers() -> None:
-    sizes = {
-        name: preset().prompts_per_step * preset().group_size for name, preset in PRESETS.items()
-    }
+    made = {name: preset() for name, preset in PRESETS.items()}
+    sizes = {name: cfg.prompts_per_step * cfg.group_size for name, cfg in made.items()}
     assert sizes["grpo_deepseekmath"] == 1_024
-    assert sizes["r1_zero"] == sizes["r1_stage1"] == 512
-    assert sizes["dapo"] == 8_192
+    assert sizes["r1_zero"] == sizes["r1_stage1"] == sizes["dapo"] == 512
+    assert sizes["dr_grpo"] == 128
     assert sizes["rloo"] == 512
+    rollouts = {name: sizes[name] * cfg.minibatches for name, cfg in made.items()}
+    assert rollouts["r1_zero"] == rollouts["r1_stage1"] == rollouts["dapo"] == 8_192
+    assert rollouts["dr_grpo"] == 1_024
+    assert made["gspo"].minibatches == 4
 
 
 def test_r1_settings_are_the_table_of_the_paper() -> None:

@@ -13,12 +13,13 @@ from launch.optimizers import AdamW
 from launch.runtime import Runtime
 from posttrain.data.tasks import Prompt
 from posttrain.models import tiny_model, train_tokenizer
-from posttrain.objectives import ClipCov, IcePop, KLCov, Objective
+from posttrain.objectives import GRPO, ClipCov, IcePop, KLCov, Objective
 from posttrain.rewards import Reward, Sample
 from posttrain.rollout import Sampling
 from posttrain.trainers import (
     BatchRelative,
     DynamicSampling,
+    GroupRelative,
     GRPOConfig,
     ReinforcePlusPlus,
     train_grpo,
@@ -26,10 +27,12 @@ from posttrain.trainers import (
 from posttrain.trainers.advantages import Advantages
 
 TEXTS = [f"{a} plus {b} is {a + b}" for a in range(10) for b in range(10)]
-JOBS: dict[str, tuple[Objective, Advantages]] = {
-    "clip-cov": (ClipCov(share=0.2, cov_low=0.0), ReinforcePlusPlus()),
-    "kl-cov": (KLCov(share=0.2), BatchRelative()),
+JOBS: dict[str, tuple[Objective, Advantages, int]] = {
+    "clip-cov": (ClipCov(share=0.2, cov_low=0.0), ReinforcePlusPlus(), 1),
+    "kl-cov": (KLCov(share=0.2), BatchRelative(), 1),
+    "minibatches": (GRPO(kl_weight=0.1), GroupRelative(), 2),
 }
+"""Objective, advantages, and the steps that a rollout serves."""
 
 
 def remainders(samples: Sequence[Sample]) -> torch.Tensor:
@@ -56,7 +59,7 @@ def train_all(output: Path) -> None:
     """Train each job in a stage of its own."""
     tokenizer = train_tokenizer(TEXTS, vocabulary=80)
     with Runtime(output=output, seed=5) as run:
-        for name, (objective, advantages) in JOBS.items():
+        for name, (objective, advantages, minibatches) in JOBS.items():
             cfg = GRPOConfig(
                 objective=objective,
                 advantages=advantages,
@@ -68,7 +71,9 @@ def train_all(output: Path) -> None:
                 steps=3,
                 prompts_per_step=5,
                 group_size=4,
+                minibatches=minibatches,
                 updates_per_rollout=2,
+                save_every=1,
                 samples_every=0,
             )
             lm = tiny_model(tokenizer, layers=1, width=16, heads=2, seed=1)
