@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from launch.backends import Routed
 from posttrain.decoder import Decoder, has_dropout, read_decoder, unsupported
 from posttrain.decoder_layout import rounded, sequences
+from posttrain.log_probs_divergence import Between, Compared, head_divergences
 from posttrain.log_probs_head import head_log_probs
 from posttrain.log_probs_plan import Plan, extended, plain_plan, shared_plan
-from posttrain.log_probs_portable import portable_log_probs
+from posttrain.log_probs_portable import portable_divergences, portable_log_probs
 
 __all__ = [
     "shared_prompt_log_probs",
     "shared_prompt_log_probs_and_entropy",
+    "token_divergences",
     "token_log_probs",
     "token_log_probs_and_entropy",
 ]
@@ -146,6 +148,51 @@ def shared_prompt_log_probs_and_entropy(
     return _shared(model, tokens, mask, shared, temperature, with_entropy=True)
 
 
+def token_divergences(
+    student: nn.Module,
+    teacher: nn.Module,
+    tokens: Tensor,
+    mask: Tensor,
+    between: Between,
+    *,
+    temperature: float = 1.0,
+) -> Compared:
+    """Compare two models' next-token distributions at the wanted columns.
+
+    Like log-probabilities, what stands in column t is about ``tokens[:, t]``: the distributions
+    are those that it is drawn from, given the tokens before it. Logits of either model exist for
+    some columns at a time.
+
+    Args:
+        student: As for ``token_log_probs``; gradients flow to it alone.
+        teacher: A model of the same vocabulary, on the same device.
+        tokens: ``(B, T)`` int64, rows padded on the right.
+        mask: ``(B, T)`` bool, the wanted columns.
+        between: The divergence, such as ``ReverseKL().between``.
+        temperature: Divides the logits of both.
+
+    Returns:
+        ``(B, T)`` float32 nats each; exactly 0 in column 0 and where ``mask`` is False. With no
+        rows, or none wanted, it still hangs on every parameter, with gradient zero.
+
+    Raises:
+        ValueError: The models give logits of different vocabularies.
+    """
+    if isinstance(student, Routed):
+        return student.call(
+            token_divergences, teacher, tokens, mask, between, temperature=temperature
+        )
+    _check(tokens, mask, None, temperature)
+    temperature = max(temperature, _LEAST)
+    starts = _document_starts(tokens, None)
+    wanted = mask.bool() & ~starts
+    if not (_decodable(student) and _decodable(teacher)):
+        return portable_divergences(student, teacher, tokens, wanted, starts, between, temperature)
+    return _compare(
+        student, teacher, tokens, plain_plan(wanted, starts, None), between, temperature
+    )
+
+
 def _plain(
     model: nn.Module,
     tokens: Tensor,
@@ -245,17 +292,47 @@ def _document_starts(tokens: Tensor, position_ids: Tensor | None) -> Tensor:
     return starts
 
 
+def _nothing(device: torch.device) -> Plan:
+    """Return a plan that runs a single token, whose result counts nothing."""
+    one = torch.zeros(1, dtype=torch.int64, device=device)
+    zeros = one.expand(rounded(1))
+    return Plan(zeros, zeros, sequences(torch.ones_like(one)), one, one)
+
+
+def _compare(
+    student: nn.Module,
+    teacher: nn.Module,
+    tokens: Tensor,
+    plan: Plan | None,
+    between: Between,
+    temperature: float,
+) -> Compared:
+    """Run the plan through both models, as ``_compute`` runs it through one."""
+    ours = read_decoder(student)
+    theirs = read_decoder(teacher)
+    counts = plan is not None
+    plan = _nothing(tokens.device) if plan is None else plan
+    fed = tokens.reshape(-1).long()[plan.sources] if counts else plan.sources
+    hidden = ours.hidden_states(fed, plan.positions, plan.layout, plan.predictors)
+    with torch.no_grad():
+        seen = theirs.hidden_states(fed, plan.positions, plan.layout, plan.predictors)
+    found = head_divergences(hidden, ours.head, seen, theirs.head, between, temperature)
+    out = torch.zeros(tokens.numel(), dtype=torch.float32, device=tokens.device)
+    if not counts:
+        nothing = out.view(tokens.shape)
+        return Compared(nothing + 0.0 * found.divergence.sum().float(), nothing, nothing)
+    spread = [out.index_copy(0, plan.columns, x.float()).view(tokens.shape) for x in found]
+    return Compared(*spread)
+
+
 def _compute(
     decoder: Decoder, tokens: Tensor, plan: Plan | None, temperature: float, *, with_entropy: bool
 ) -> tuple[Tensor, Tensor]:
     """Run the plan; without one, run a single token whose result counts nothing."""
     counts = plan is not None
     if plan is None:
-        one = torch.zeros(1, dtype=torch.int64, device=tokens.device)
-        layout = sequences(torch.ones_like(one))
-        zeros = one.expand(rounded(1))
-        plan = Plan(zeros, zeros, layout, one, one)
-        fed, targets = zeros, one
+        plan = _nothing(tokens.device)
+        fed, targets = plan.sources, plan.columns
     else:
         flat = tokens.reshape(-1).long()
         fed, targets = flat[plan.sources], flat[plan.columns]

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from posttrain.decoder_kernels import outer, product
 
-__all__ = ["head_log_probs"]
+__all__ = ["chunks", "head_log_probs", "head_logits"]
 
 Context: TypeAlias = Any  # torch's, which takes any attribute
 
@@ -33,13 +33,15 @@ def head_log_probs(
     )
 
 
-def _chunks(rows: int, vocabulary: int, device: str) -> list[slice]:
+def chunks(rows: int, vocabulary: int, device: str) -> list[slice]:
+    """Divide rows of so many logits each into parts that are computed at a time."""
     size = max(64, _CHUNK.get(device, 1 << 24) // vocabulary // 64 * 64)
     size = max(1, min(size, -(-rows // 4)))  # never all logits at once, however few
     return [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """Return ``(N, V)`` logits of ``(N, D)`` hidden states, in at least float32, no gradient."""
     logits = product(hidden, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if temperature == 1.0 else logits.mul_(1.0 / temperature)
@@ -61,8 +63,8 @@ class _HeadLogProbs(torch.autograd.Function):
         kind = torch.promote_types(hidden.dtype, torch.float32)
         figures = torch.empty(len(hidden), dtype=kind, device=hidden.device)
         entropies = torch.empty_like(figures)
-        for rows in _chunks(len(hidden), len(weight), hidden.device.type):
-            logits = _logits(hidden[rows], weight, bias, temperature)
+        for rows in chunks(len(hidden), len(weight), hidden.device.type):
+            logits = head_logits(hidden[rows], weight, bias, temperature)
             log_probs = torch.log_softmax(logits, -1)
             figures[rows] = log_probs.gather(1, targets[rows, None]).squeeze(1)
             if with_entropy:
@@ -78,8 +80,8 @@ class _HeadLogProbs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if for_hidden else None
         grad_weight = torch.zeros_like(weight) if for_weight else None
         grad_bias = torch.zeros_like(bias) if for_bias and bias is not None else None
-        for rows in _chunks(len(hidden), len(weight), hidden.device.type):
-            logits = _logits(hidden[rows], weight, bias, ctx.temperature)
+        for rows in chunks(len(hidden), len(weight), hidden.device.type):
+            logits = head_logits(hidden[rows], weight, bias, ctx.temperature)
             scale = grad[rows, None] / ctx.temperature
             into = torch.softmax(logits, -1).mul_(-scale)
             into.scatter_add_(1, targets[rows, None], scale)

@@ -17,9 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from posttrain.decoder import HOOKS, Untyped
 from posttrain.decoder_positions import forget_lengths, same_frequencies_up_to
+from posttrain.log_probs_divergence import Between, Compared, compare_logits
 from posttrain.log_probs_head import head_log_probs
 
-__all__ = ["call_model", "portable_log_probs"]
+__all__ = ["call_model", "portable_divergences", "portable_log_probs"]
 
 _LOGITS = 1 << 21  # at a time, unless one row has more
 _TOKENS = 1 << 12  # at a time, where logits are computed chunk by chunk
@@ -79,15 +80,7 @@ def portable_log_probs(
     alone = _frequencies_change(model, wanted, position_ids)
     at_once = 1 if alone else _tokens_at_once(model, tokens.numel())
     for rows in _rows(wanted, starts, at_once, whole=alone):
-        real = rows >= 0
-        fed = flat[rows.clamp(min=0)].masked_fill(~real, 0)
-        named = {"attention_mask": real.long()}
-        if position_ids is not None:
-            positions = position_ids.reshape(-1)[rows.clamp(min=0)].masked_fill(~real, 0)
-            if bool((positions[:, 0] != 0).any()):
-                named["position_ids"] = positions
-        follows = wanted.view(-1)[(rows + 1).clamp(max=wanted.numel() - 1)] & real
-        follows &= rows + 1 < wanted.numel()
+        fed, named, follows = _inputs(flat, wanted, rows, position_ids)
         columns = rows[follows] + 1
         found, spread = _chosen(
             model, fed, named, follows, flat[columns], temperature, with_entropy=with_entropy
@@ -98,6 +91,22 @@ def portable_log_probs(
             entropy[columns] = spread
     out = out.index_copy(0, torch.cat(places), torch.cat(figures).to(torch.float32))
     return out.view(tokens.shape), entropy.view(tokens.shape)
+
+
+def _inputs(
+    flat: Tensor, wanted: Tensor, rows: Tensor, position_ids: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Return the tokens of ``(S, L)`` rows, what ``forward`` is told, and who predicts a wanted."""
+    real = rows >= 0
+    fed = flat[rows.clamp(min=0)].masked_fill(~real, 0)
+    named = {"attention_mask": real.long()}
+    if position_ids is not None:
+        positions = position_ids.reshape(-1)[rows.clamp(min=0)].masked_fill(~real, 0)
+        if bool((positions[:, 0] != 0).any()):
+            named["position_ids"] = positions
+    follows = wanted.view(-1)[(rows + 1).clamp(max=wanted.numel() - 1)] & real
+    follows &= rows + 1 < wanted.numel()
+    return fed, named, follows
 
 
 def _chosen(
@@ -122,6 +131,59 @@ def _chosen(
     return head_log_probs(
         hidden, head.weight, head.bias, targets, temperature, with_entropy=with_entropy
     )
+
+
+def portable_divergences(
+    student: nn.Module,
+    teacher: nn.Module,
+    tokens: Tensor,
+    wanted: Tensor,
+    starts: Tensor,
+    between: Between,
+    temperature: float,
+) -> Compared:
+    """Return ``(B, T)`` of ``compare_logits``, each model through its own ``forward``."""
+    out = torch.zeros((3, tokens.numel()), dtype=torch.float32, device=tokens.device)
+    if not bool(wanted.any()):
+        one = torch.zeros((1, 1), dtype=torch.int64, device=tokens.device)
+        out = out + 0.0 * call_model(student, one).sum()
+        return _compared(out, tokens)
+    flat, models = tokens.reshape(-1).long(), (student, teacher)
+    alone = any(_frequencies_change(model, wanted, None) for model in models)
+    at_once = 1 if alone else max(1, min(_LOGITS // _vocabulary(m) for m in models) // 4)
+    places, figures = [], []
+    for rows in _rows(wanted, starts, at_once, whole=alone):
+        fed, named, follows = _inputs(flat, wanted, rows, None)
+        found = checkpoint(
+            _compare_by_forward,
+            *(*models, fed, named, follows, between, temperature),
+            use_reentrant=False,
+        )
+        places.append(rows[follows] + 1)
+        figures.append(torch.stack(tuple(found)))
+    return _compared(out.index_copy(1, torch.cat(places), torch.cat(figures, 1).float()), tokens)
+
+
+def _compared(figures: Tensor, tokens: Tensor) -> Compared:
+    divergence, kl, entropy = figures.view(3, *tokens.shape)
+    return Compared(divergence, kl.detach(), entropy.detach())
+
+
+def _compare_by_forward(
+    student: nn.Module,
+    teacher: nn.Module,
+    fed: Tensor,
+    named: dict[str, Tensor],
+    follows: Tensor,
+    between: Between,
+    temperature: float,
+) -> Compared:
+    forget_lengths(student)
+    logits = call_model(student, fed, **named)[follows] / temperature
+    with torch.no_grad():
+        forget_lengths(teacher)
+        theirs = call_model(teacher, fed, **named)[follows] / temperature
+    return compare_logits(logits, theirs, between)
 
 
 def _matrix_head(model: Untyped) -> nn.Linear | None:

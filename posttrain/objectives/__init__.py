@@ -12,6 +12,14 @@ from posttrain.objectives.base import (
 from posttrain.objectives.cispo import CISPO
 from posttrain.objectives.covariance import ClipCov, KLCov
 from posttrain.objectives.dapo import DAPO
+from posttrain.objectives.distill import (
+    DistillObjective,
+    ForwardKL,
+    JensenShannon,
+    ReverseKL,
+    SampledReverseKL,
+    distillation_advantages,
+)
 from posttrain.objectives.dr_grpo import DrGRPO
 from posttrain.objectives.gmpo import GMPO
 from posttrain.objectives.grpo import GRPO
@@ -52,8 +60,11 @@ __all__ = [
     "SFT",
     "Chooser",
     "ClipCov",
+    "DistillObjective",
     "DrGRPO",
+    "ForwardKL",
     "IcePop",
+    "JensenShannon",
     "KLCov",
     "Masked",
     "MaskedImportance",
@@ -61,10 +72,13 @@ __all__ = [
     "Objective",
     "PolicyGradient",
     "PreferenceObjective",
+    "ReverseKL",
+    "SampledReverseKL",
     "SimPO",
     "TruncatedImportance",
     "clip_limits",
     "clips_sequences",
+    "distillation_advantages",
     "needs_reference",
     "needs_reference_point",
     "policy_metrics",

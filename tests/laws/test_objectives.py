@@ -25,6 +25,7 @@ from posttrain.objectives import (
     KLCov,
     Objective,
     PolicyGradient,
+    SampledReverseKL,
     with_chosen,
 )
 from posttrain.rollout.batch import RolloutBatch
@@ -42,6 +43,7 @@ SURROGATES: dict[str, Objective] = {
     "sapo": SAPO(),
     "cispo": CISPO(),
     "policy-gradient": PolicyGradient(),
+    "sampled-reverse-kl": SampledReverseKL(),
 }
 WITH_KL: dict[str, Objective] = {
     "grpo-k1": GRPO(kl_weight=0.5, kl=k1),
