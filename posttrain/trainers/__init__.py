@@ -9,12 +9,14 @@ from posttrain.trainers.advantages import (
     ReinforcePlusPlus,
 )
 from posttrain.trainers.collection import DynamicSampling
+from posttrain.trainers.distill import DistillConfig, train_on_policy_distillation
 from posttrain.trainers.policy import GRPOConfig, train_grpo
 from posttrain.trainers.preference import PreferenceConfig, train_preferences
 from posttrain.trainers.supervised import SFTConfig, train_sft
 
 __all__ = [
     "BatchRelative",
+    "DistillConfig",
     "DynamicSampling",
     "GRPOConfig",
     "GroupRelative",
@@ -25,6 +27,7 @@ __all__ = [
     "ReinforcePlusPlus",
     "SFTConfig",
     "train_grpo",
+    "train_on_policy_distillation",
     "train_preferences",
     "train_sft",
 ]

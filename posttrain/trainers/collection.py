@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,10 +22,7 @@ from posttrain.rollout import Engine, Rollout
 from posttrain.rollout.samples import as_samples
 from posttrain.trainers.rollouts import stopping
 
-if TYPE_CHECKING:
-    from posttrain.trainers.policy import GRPOConfig
-
-__all__ = ["Collected", "Collector", "DynamicSampling", "replace_rows", "spreads"]
+__all__ = ["Collected", "Collector", "Collects", "DynamicSampling", "replace_rows", "spreads"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +44,30 @@ class DynamicSampling:
                 f"rounds={self.rounds}: a group is replaced at least once; to replace none, set "
                 "dynamic_sampling to null"
             )
+
+
+class Collects(Protocol):
+    """What a collector asks of a loop's config."""
+
+    @property
+    def prompts_per_step(self) -> int:
+        """P, over all processes."""
+        ...
+
+    @property
+    def group_size(self) -> int:
+        """G, completions of each prompt."""
+        ...
+
+    @property
+    def dynamic_sampling(self) -> DynamicSampling | None:
+        """Whether groups of equal rewards are replaced."""
+        ...
+
+    @property
+    def reward_seconds(self) -> float:
+        """Wall-clock limit of one call of the reward."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -77,7 +98,7 @@ class Collector:
 
     def __init__(
         self,
-        cfg: GRPOConfig,
+        cfg: Collects,
         engine: Engine,
         lm: LanguageModel,
         prompts: Sequence[Prompt],

@@ -68,3 +68,13 @@ def test_pairs_on_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
         assert ["heldout/ranking" in record for record in one] == [True, True, False, True]
         for a, b in zip(one, two, strict=True):
             assert a == pytest.approx(b, rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.distributed
+def test_students_on_two_processes_have_the_figures_of_one(tmp_path: Path) -> None:
+    module = train_on_two_and_on_one("distill_students.py", tmp_path)
+    for name in module.JOBS:
+        one, two = (records(tmp_path / x / "stages" / name) for x in ("one", "two"))
+        assert len(one) == len(two) == 3, name
+        for a, b in zip(one, two, strict=True):
+            assert a == pytest.approx(b, rel=1e-3, abs=1e-5), name
