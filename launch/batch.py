@@ -92,6 +92,17 @@ class TensorBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v[start:stop] for k, v in values.items() if v is not None})
 
+    def take(self, index: torch.Tensor) -> Self:
+        """Return the rows at ``index``, in its order, as a copy.
+
+        A batch whose unit is larger (pairs, groups) cannot be taken from in this way.
+
+        Args:
+            index: ``(N,)`` int64, or bool for every row.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v[index] for k, v in values.items() if v is not None})
+
     def split(self, size: int) -> Iterator[Self]:
         """Yield parts of at most ``size`` units, in order; nothing for an empty batch."""
         if size < 1:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Self, cast
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -42,10 +42,6 @@ class Steps(TensorBatch):
     advantages: Tensor = shaped("B")
     targets: Tensor = shaped("B")
     """Of the critic: advantage + value."""
-
-    def take(self, index: Tensor) -> Self:
-        """Return some of the rows."""
-        return type(self)(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
