@@ -16,6 +16,7 @@ from launch.errors import UsageError
 from launch.metrics import Mean, Metric, Rate
 from launch.optimizers import OptimizerConfig
 from launch.runtime import Runtime
+from rl import estimators
 from rl.action_laws import is_box
 from rl.actor_critic import ActorCritic, SeparateTrunks, SharedTrunk
 from rl.agent import (
@@ -257,18 +258,10 @@ def policy_gradient_figures(sums: Tensor, updates: int, run: Runtime) -> dict[st
 
 
 def explained_variance(steps: Steps, run: Runtime) -> Tensor:
-    """Return the share of the targets' variance that the values explain, over all processes.
-
-    At most 1; 0 is what a constant explains, and what is returned where all targets are equal.
-    """
-    targets = steps.targets.double()
-    errors = targets - steps.values
-    columns = [targets.new_ones(len(targets)), targets, targets**2, errors, errors**2]
-    count, target, squares, error, error_squares = run.sum(torch.stack(columns).sum(1))
-    count = count.clamp(min=1)
-    variance = squares / count - (target / count) ** 2
-    left = error_squares / count - (error / count) ** 2
-    return torch.where(variance > 0, 1 - left / variance, 0.0)
+    """Return the share of the targets' variance that the values explain, over all processes."""
+    return estimators.explained_variance(
+        run.sum(estimators.variance_sums(steps.targets, steps.values))
+    )
 
 
 def check_numbers(

@@ -30,6 +30,7 @@ from rl.estimators.td import (
     q_learning_targets,
     quantile_huber_loss,
 )
+from rl.estimators.variance import explained_variance, variance_sums
 
 __all__ = [
     "VTrace",
@@ -40,6 +41,7 @@ __all__ = [
     "emphasis",
     "entropy",
     "expected_sarsa_targets",
+    "explained_variance",
     "generalized_advantages",
     "group_relative_advantages",
     "k1",
@@ -60,5 +62,6 @@ __all__ = [
     "retrace",
     "squashed_gaussian_log_prob",
     "tree_backup",
+    "variance_sums",
     "vtrace",
 ]
