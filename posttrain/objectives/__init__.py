@@ -44,6 +44,7 @@ from posttrain.objectives.preference import (
 from posttrain.objectives.sapo import SAPO
 from posttrain.objectives.sft import SFT
 from posttrain.objectives.statistics import policy_metrics, policy_statistics
+from posttrain.objectives.value import ValueLoss
 
 __all__ = [
     "CISPO",
@@ -76,6 +77,7 @@ __all__ = [
     "SampledReverseKL",
     "SimPO",
     "TruncatedImportance",
+    "ValueLoss",
     "clip_limits",
     "clips_sequences",
     "distillation_advantages",

@@ -90,6 +90,10 @@ class RolloutBatch(TensorBatch):
     """float32 nats, as the engine computed them while sampling."""
     chosen: Tensor | None = shaped("B T", default=None)
     """bool, tokens that an objective singled out of the whole batch before it was split."""
+    values: Tensor | None = shaped("B T", default=None)
+    """float32, the old critic's value of the state in which each token was chosen."""
+    returns: Tensor | None = shaped("B T", default=None)
+    """float32, what a critic is fitted to; 0 where ``mask`` is False."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
