@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from launch.backends import Routed
 from posttrain.decoder import Decoder, has_dropout, read_decoder, unsupported
-from posttrain.decoder_layout import rounded, sequences
 from posttrain.log_probs_divergence import Between, Compared, head_divergences
 from posttrain.log_probs_head import head_log_probs
-from posttrain.log_probs_plan import Plan, extended, plain_plan, shared_plan
+from posttrain.log_probs_plan import Plan, empty_plan, plain_plan, planned_states, shared_plan
 from posttrain.log_probs_portable import portable_divergences, portable_log_probs
 
 __all__ = [
@@ -292,13 +291,6 @@ def _document_starts(tokens: Tensor, position_ids: Tensor | None) -> Tensor:
     return starts
 
 
-def _nothing(device: torch.device) -> Plan:
-    """Return a plan that runs a single token, whose result counts nothing."""
-    one = torch.zeros(1, dtype=torch.int64, device=device)
-    zeros = one.expand(rounded(1))
-    return Plan(zeros, zeros, sequences(torch.ones_like(one)), one, one)
-
-
 def _compare(
     student: nn.Module,
     teacher: nn.Module,
@@ -311,7 +303,7 @@ def _compare(
     ours = read_decoder(student)
     theirs = read_decoder(teacher)
     counts = plan is not None
-    plan = _nothing(tokens.device) if plan is None else plan
+    plan = empty_plan(tokens.device) if plan is None else plan
     fed = tokens.reshape(-1).long()[plan.sources] if counts else plan.sources
     hidden = ours.hidden_states(fed, plan.positions, plan.layout, plan.predictors)
     with torch.no_grad():
@@ -328,27 +320,19 @@ def _compare(
 def _compute(
     decoder: Decoder, tokens: Tensor, plan: Plan | None, temperature: float, *, with_entropy: bool
 ) -> tuple[Tensor, Tensor]:
-    """Run the plan; without one, run a single token whose result counts nothing."""
-    counts = plan is not None
-    if plan is None:
-        plan = _nothing(tokens.device)
-        fed, targets = plan.sources, plan.columns
-    else:
-        flat = tokens.reshape(-1).long()
-        fed, targets = flat[plan.sources], flat[plan.columns]
-    spare = rounded(len(plan.predictors)) - len(plan.predictors)
-    predictors = extended(plan.predictors, spare)
+    """Run the plan and look up what each state says of its token."""
+    states, targets = planned_states(decoder, tokens, plan)
     figures, entropies = head_log_probs(
-        decoder.hidden_states(fed, plan.positions, plan.layout, predictors),
+        states,
         decoder.head.weight,
         decoder.head.bias,
-        extended(targets, spare),
+        targets,
         temperature,
         with_entropy=with_entropy,
     )
     out = torch.zeros(tokens.numel(), dtype=torch.float32, device=tokens.device)
     entropy = torch.zeros_like(out)
-    if not counts:
+    if plan is None:
         return (out + 0.0 * figures.sum().float()).view(tokens.shape), entropy.view(tokens.shape)
     n = len(plan.columns)
     out = out.index_copy(0, plan.columns, figures[:n].float())

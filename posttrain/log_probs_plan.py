@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from posttrain.decoder import Decoder
 from posttrain.decoder_layout import Layout, rounded, sequences, shared_sequences
 
-__all__ = ["Plan", "extended", "plain_plan", "shared_plan"]
+__all__ = ["Plan", "empty_plan", "extended", "plain_plan", "planned_states", "shared_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +91,29 @@ def shared_plan(wanted: Tensor, group_size: int, prompt_lengths: Tensor) -> Plan
 def extended(x: Tensor, by: int) -> Tensor:
     """Return ``(N,)`` values with the first repeated ``by`` times behind them."""
     return torch.cat((x, x[:1].expand(by))) if by else x
+
+
+def empty_plan(device: torch.device) -> Plan:
+    """Return a plan that runs a single token, whose result counts nothing."""
+    one = torch.zeros(1, dtype=torch.int64, device=device)
+    zeros = one.expand(rounded(1))
+    return Plan(zeros, zeros, sequences(torch.ones_like(one)), one, one)
+
+
+def planned_states(decoder: Decoder, tokens: Tensor, plan: Plan | None) -> tuple[Tensor, Tensor]:
+    """Run the plan; without one, run a single token whose result counts nothing.
+
+    Returns:
+        ``(M', D)`` hidden states, in order of the wanted columns, and the ``(M',)`` tokens that
+        they predict; M' is M rounded up, what is beyond M counts nothing.
+    """
+    if plan is None:
+        plan = empty_plan(tokens.device)
+        fed, targets = plan.sources, plan.columns
+    else:
+        flat = tokens.reshape(-1).long()
+        fed, targets = flat[plan.sources], flat[plan.columns]
+    spare = rounded(len(plan.predictors)) - len(plan.predictors)
+    predictors = extended(plan.predictors, spare)
+    states = decoder.hidden_states(fed, plan.positions, plan.layout, predictors)
+    return states, extended(targets, spare)

@@ -20,7 +20,7 @@ from posttrain.decoder_positions import forget_lengths, same_frequencies_up_to
 from posttrain.log_probs_divergence import Between, Compared, compare_logits
 from posttrain.log_probs_head import head_log_probs
 
-__all__ = ["call_model", "portable_divergences", "portable_log_probs"]
+__all__ = ["call_model", "portable_divergences", "portable_log_probs", "portable_states"]
 
 _LOGITS = 1 << 21  # at a time, unless one row has more
 _TOKENS = 1 << 12  # at a time, where logits are computed chunk by chunk
@@ -91,6 +91,30 @@ def portable_log_probs(
             entropy[columns] = spread
     out = out.index_copy(0, torch.cat(places), torch.cat(figures).to(torch.float32))
     return out.view(tokens.shape), entropy.view(tokens.shape)
+
+
+def portable_states(
+    model: nn.Module, tokens: Tensor, wanted: Tensor, starts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return ``(M, D)`` last hidden states and the ``(M,)`` of B T columns that they predict.
+
+    With nothing wanted, one state of no column. Arguments are those of ``portable_log_probs``.
+    """
+    if not bool(wanted.any()):
+        one = torch.zeros((1, 1), dtype=torch.int64, device=tokens.device)
+        real = torch.ones_like(one)
+        found = _hidden_states(model, one, {"attention_mask": real}, real.bool())
+        return found, one[0, :0]
+    flat = tokens.reshape(-1).long()
+    alone = _frequencies_change(model, wanted, None)
+    at_once = 1 if alone else max(_TOKENS, _tokens_at_once(model, tokens.numel()))
+    places: list[Tensor] = []
+    states: list[Tensor] = []
+    for rows in _rows(wanted, starts, at_once, whole=alone):
+        fed, named, follows = _inputs(flat, wanted, rows, None)
+        states.append(checkpoint(_hidden_states, model, fed, named, follows, use_reentrant=False))
+        places.append(rows[follows] + 1)
+    return torch.cat(states), torch.cat(places)
 
 
 def _inputs(
