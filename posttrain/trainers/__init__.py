@@ -1,5 +1,6 @@
 """Training loops, one page each."""
 
+from posttrain.trainers.actor_critic import ActorCriticConfig, train_actor_critic
 from posttrain.trainers.advantages import (
     BatchRelative,
     GroupRelative,
@@ -15,6 +16,7 @@ from posttrain.trainers.preference import PreferenceConfig, train_preferences
 from posttrain.trainers.supervised import SFTConfig, train_sft
 
 __all__ = [
+    "ActorCriticConfig",
     "BatchRelative",
     "DistillConfig",
     "DynamicSampling",
@@ -26,6 +28,7 @@ __all__ = [
     "ProcessSupervised",
     "ReinforcePlusPlus",
     "SFTConfig",
+    "train_actor_critic",
     "train_grpo",
     "train_on_policy_distillation",
     "train_preferences",

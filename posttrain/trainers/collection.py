@@ -18,9 +18,8 @@ from posttrain.data.tasks import Prompt
 from posttrain.models import LanguageModel
 from posttrain.rewards import Reward, Sample, score
 from posttrain.rewards.late import reward_at
-from posttrain.rollout import Engine, Rollout
+from posttrain.rollout import Engine, Rollout, Sampling
 from posttrain.rollout.samples import as_samples
-from posttrain.trainers.rollouts import stopping
 
 __all__ = ["Collected", "Collector", "Collects", "DynamicSampling", "replace_rows", "spreads"]
 
@@ -102,26 +101,26 @@ class Collector:
         engine: Engine,
         lm: LanguageModel,
         prompts: Sequence[Prompt],
+        sampling: Sampling,
         reward: Reward,
         run: Runtime,
     ) -> None:
         self.cfg, self.engine, self.lm, self.run = cfg, engine, lm, run
-        self.prompts, self.reward = prompts, reward
-        self._at(1)
+        self.prompts, self.sampling, self.reward = prompts, sampling, reward
+        self._step = 1
 
-    def _at(self, step: int) -> None:
-        """Set what changes with the step: how long completions may be, and what is paid for."""
-        after = [
-            limit for start, limit in sorted(self.cfg.max_tokens_after.items()) if start < step
-        ]
-        sampling = stopping(self.cfg.sampling, self.lm)
-        self._sampling = replace(sampling, max_tokens=after[-1]) if after else sampling
-        self._reward = reward_at(self.reward, step)
+    def collect(self, step: int, *, serves: int = 1, max_tokens: int | None = None) -> Collected:
+        """Return this process's share of the rollout that is drawn at ``step``.
 
-    def collect(self, step: int) -> Collected:
-        """Return this process's share of the rollout that is drawn at ``step``."""
-        self._at(step)
-        share = self.run.share(self.cfg.prompts_per_step * self.cfg.minibatches)
+        Args:
+            step: Also says which reward counts, if that changes.
+            serves: The steps that it is drawn for.
+            max_tokens: In place of the sampling's own.
+        """
+        self._step = step
+        if max_tokens is not None:
+            self.sampling = replace(self.sampling, max_tokens=max_tokens)
+        share = self.run.share(self.cfg.prompts_per_step * serves)
         places = [(step - 1) * self.cfg.prompts_per_step + i for i in share]
         first = self._sample(places, 0)
         if self.cfg.dynamic_sampling is None:
@@ -156,11 +155,13 @@ class Collector:
             encoded = [encode_prompt(self.lm.tokenizer, prompt) for prompt in chosen]
             stream = f"rollout/{number}" if number else "rollout"
             seeds = run.seeds(stream, 0, places)
-            rollout = self.engine.generate(encoded, self._sampling, size, seeds=seeds)
+            rollout = self.engine.generate(encoded, self.sampling, size, seeds=seeds)
         with run.phase("reward"):
             answers = [prompt.answer for prompt in chosen]
             samples = as_samples(self.lm.tokenizer, encoded, answers, rollout, size)
-            scores, parts = score(self._reward, samples, seconds=cfg.reward_seconds)
+            scores, parts = score(
+                reward_at(self.reward, self._step), samples, seconds=cfg.reward_seconds
+            )
         return Collected(rollout=rollout, samples=samples, scores=scores, parts=parts, figures={})
 
     def _order(self, places: list[int], number: int) -> list[int]:

@@ -37,6 +37,7 @@ from posttrain.trainers.rollouts import (
     as_batch,
     rollout_figures,
     sample_rows,
+    stopping,
     trained_mask,
 )
 from posttrain.trainers.supervised import check_loop, check_micro_batch
@@ -130,13 +131,8 @@ class GRPOConfig:
                 "sampling.temperature=0: greedy completions of a prompt are all the same, so "
                 "no group has a spread to learn from; use 1.0"
             )
-        cut = self.sampling.top_k > 0 or self.sampling.top_p < 1
-        if cut and not self.allow_off_policy_sampling:
-            raise ValueError(
-                f"sampling.top_k={self.sampling.top_k}, sampling.top_p={self.sampling.top_p}: the "
-                "log-probabilities that are trained know no cut, so the update would be "
-                "off-policy; use 0 and 1.0, or set allow_off_policy_sampling"
-            )
+        if not self.allow_off_policy_sampling:
+            check_uncut(self.sampling)
 
     @property
     def compares(self) -> bool:
@@ -185,7 +181,7 @@ def train_grpo(
     optimizer = cfg.optimizer.build(lm.model)
     model, optimizer = run.prepare(lm.model, optimizer)
     engine = Engine(lm.model)
-    collector = Collector(cfg, engine, lm, prompts, reward, run)
+    collector = Collector(cfg, engine, lm, prompts, stopping(cfg.sampling, lm), reward, run)
     parts = Minibatches(cfg, run)
     flat_groups = FlatGroups(rounds=cfg.dynamic_sampling.rounds if cfg.dynamic_sampling else 0)
     state: dict[str, Stateful] = {"model": lm.model, "optimizer": optimizer}
@@ -202,8 +198,10 @@ def train_grpo(
         if reference is not None and step > 1 and run.due(step - 1, cfg.refresh_every):
             reference.load_state_dict(lm.model.state_dict())
         figures: dict[str, Metric] = {}
-        found = collector.collect(step) if parts.are_due(step) else None
-        if found is not None:
+        found = None
+        if parts.are_due(step):
+            longest = max_tokens(cfg, step)
+            found = collector.collect(step, serves=cfg.minibatches, max_tokens=longest)
             parts.fill(as_trained(cfg, found, lm.model, reference, run), step)
             figures |= collected_figures(cfg, found)
         batch = parts.take(step)
@@ -228,6 +226,12 @@ def train_grpo(
             flat_groups.see(logged["groups/flat"], logged["reward"])
         if found is not None and samples_due(cfg, step):
             run.samples(step, sample_rows(found.samples[: cfg.group_size], found.scores))
+
+
+def max_tokens(cfg: GRPOConfig, step: int) -> int:
+    """Return how long the completions may be that are drawn at ``step``."""
+    since = [after for after in cfg.max_tokens_after if after < step]
+    return cfg.max_tokens_after[max(since)] if since else cfg.sampling.max_tokens
 
 
 def samples_due(cfg: GRPOConfig, step: int) -> bool:
@@ -319,4 +323,14 @@ def check_prompts(available: int, needed: int) -> None:
         raise UsageError(
             f"the task has {available} prompts to train on, but prompts_per_step={needed}: a step "
             f"needs that many different ones; lower prompts_per_step to at most {available}"
+        )
+
+
+def check_uncut(sampling: Sampling) -> None:
+    """Raise ValueError if completions are drawn otherwise than the policy itself would."""
+    if sampling.top_k > 0 or sampling.top_p < 1:
+        raise ValueError(
+            f"sampling.top_k={sampling.top_k}, sampling.top_p={sampling.top_p}: the "
+            "log-probabilities that are trained know no cut, so the update would be "
+            "off-policy; use 0 and 1.0, or set allow_off_policy_sampling"
         )

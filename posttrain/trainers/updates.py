@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from posttrain.log_probs import (
     shared_prompt_log_probs_and_entropy,
     token_log_probs_and_entropy,
 )
-from posttrain.objectives.base import clip_limits, clips_sequences
+from posttrain.objectives.base import Objective, clip_limits, clips_sequences
 from posttrain.objectives.mismatch import Mismatch
 from posttrain.objectives.statistics import policy_metrics, policy_statistics
 from posttrain.rollout import RolloutBatch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from posttrain.trainers.policy import GRPOConfig
 
 __all__ = [
+    "Judging",
     "frozen_log_probs",
     "policy_log_probs",
     "prompt_lengths",
@@ -133,8 +134,22 @@ def rows_per_pass(cfg: GRPOConfig, batch: RolloutBatch) -> int:
     return max(1, fitting // cfg.group_size) * cfg.group_size
 
 
+class Judging(Protocol):
+    """What the figures of an update read of a loop's config."""
+
+    @property
+    def objective(self) -> Objective:
+        """The policy's."""
+        ...
+
+    @property
+    def mismatch(self) -> Mismatch | None:
+        """Weighs tokens by how far the engine is from the trainer."""
+        ...
+
+
 def token_sums(
-    cfg: GRPOConfig, log_probs: Tensor, entropy: Tensor, rows: RolloutBatch
+    cfg: Judging, log_probs: Tensor, entropy: Tensor, rows: RolloutBatch
 ) -> dict[str, Tensor]:
     """Return what is logged of an update, as sums over tokens."""
     sequences = clips_sequences(cfg.objective)
