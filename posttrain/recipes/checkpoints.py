@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from launch.optimizers import AdamW
+from posttrain.recipes.actor_critic_job import ActorCriticJob
 from posttrain.recipes.chat import ChatJob
 from posttrain.recipes.evaluation import EvalJob
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob
 from posttrain.rollout import Sampling
 
-__all__ = ["chat", "dpo", "evaluate", "grpo", "sft"]
+__all__ = ["chat", "dpo", "evaluate", "grpo", "ppo_llm", "sft"]
 
 
 def sft() -> SFTJob:
@@ -40,6 +41,17 @@ def grpo() -> GRPOJob:
         steps=500,
         prompts_per_step=16,
         group_size=8,
+        sampling=Sampling(max_tokens=512),
+        optimizer=AdamW(learning_rate=1e-6),
+        save_every=50,
+    )
+
+
+def ppo_llm() -> ActorCriticJob:
+    """Improve --model with a critic (PPO): --task questions.jsonl or a reasoning-gym name."""
+    return ActorCriticJob(
+        steps=500,
+        prompts_per_step=128,
         sampling=Sampling(max_tokens=512),
         optimizer=AdamW(learning_rate=1e-6),
         save_every=50,

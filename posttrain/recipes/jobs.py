@@ -38,7 +38,9 @@ __all__ = [
     "SFTJob",
     "WarmUp",
     "check_form",
+    "check_reinforcement",
     "check_template",
+    "given",
     "leave_model",
 ]
 
@@ -134,16 +136,7 @@ class GRPOJob(GRPOConfig):
 
     def check(self) -> None:
         """Raise UsageError for a missing or broken model or task."""
-        self.model.check()
-        if self.warm_up is None and isinstance(self.model, FromScratch):
-            raise UsageError(
-                "a model made from nothing learns its tokenizer from the data of warm_up, which is "
-                "null: keep warm_up, or give --model FOLDER"
-            )
-        task = given(self.task)
-        prompts = task.train()
-        check_prompts(len(prompts), self.prompts_per_step)
-        check_form(self.model, task, prompts[0])
+        check_reinforcement(self.model, self.task, self.warm_up, self.prompts_per_step)
 
     def run(self, run: Runtime) -> None:
         """Train and leave the model in the run folder."""
@@ -153,6 +146,21 @@ class GRPOJob(GRPOConfig):
             self.warm_up.run(lm, run, self.seed)
         train_grpo(self, lm, task, run, reward=self.reward)
         leave_model(lm, run, self.model, task.train()[0])
+
+
+def check_reinforcement(
+    model: ModelSource, task: Task | None, warm_up: WarmUp | None, prompts_per_step: int
+) -> None:
+    """Raise UsageError for a missing or broken model or task, or for one that is too small."""
+    model.check()
+    if warm_up is None and isinstance(model, FromScratch):
+        raise UsageError(
+            "a model made from nothing learns its tokenizer from the data of warm_up, which is "
+            "null: keep warm_up, or give --model FOLDER"
+        )
+    prompts = given(task).train()
+    check_prompts(len(prompts), prompts_per_step)
+    check_form(model, given(task), prompts[0])
 
 
 def given(task: Task | None) -> Task:

@@ -7,8 +7,10 @@ from dataclasses import replace
 from launch.optimizers import AdamW, MuonAdamW
 from launch.runtime import RuntimeConfig
 from launch.schedule import Cosine, Linear
+from posttrain.critics import ValueHead
 from posttrain.data.tasks.reasoning_gym import ReasoningGym
 from posttrain.objectives import GRPO
+from posttrain.recipes.actor_critic_job import ActorCriticJob
 from posttrain.recipes.evaluation import Evaluator
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob, WarmUp
 from posttrain.recipes.r1_mini import R1Mini
@@ -20,7 +22,15 @@ from posttrain.rollout import Sampling
 from posttrain.trainers.policy import GRPOConfig
 from posttrain.trainers.supervised import SFTConfig
 
-__all__ = ["dpo_mini", "grpo_mini", "r1_mini", "r1_mini_control", "r1_zero_mini", "sft_mini"]
+__all__ = [
+    "dpo_mini",
+    "grpo_mini",
+    "ppo_llm_mini",
+    "r1_mini",
+    "r1_mini_control",
+    "r1_zero_mini",
+    "sft_mini",
+]
 
 
 def sums(terms: tuple[int, int], *, heldout: int, size: int = 200_000) -> ReasoningGym:
@@ -135,6 +145,27 @@ def grpo_mini() -> GRPOJob:
         schedule=Cosine(warmup=4, final=0.1),
         save_every=4,
         runtime=RuntimeConfig(threads=1),
+    )
+
+
+def ppo_llm_mini() -> ActorCriticJob:
+    """Seconds of PPO with a critic: grpo-mini's sums, with as many completions, one a prompt."""
+    grpo = grpo_mini()
+    return ActorCriticJob(
+        model=grpo.model,
+        task=grpo.task,
+        reward=grpo.reward,
+        warm_up=grpo.warm_up,
+        critic=ValueHead(optimizer=AdamW(learning_rate=3e-3)),
+        steps=grpo.steps,
+        prompts_per_step=grpo.prompts_per_step * grpo.group_size,
+        epochs=1,
+        minibatches=2,
+        sampling=grpo.sampling,
+        optimizer=grpo.optimizer,
+        schedule=grpo.schedule,
+        save_every=grpo.save_every,
+        runtime=grpo.runtime,
     )
 
 
