@@ -71,7 +71,7 @@ def collect(
     cfg = replace(CONFIG, dynamic_sampling=DynamicSampling(rounds=rounds) if rounds else None)
     engine = Engine(lm.model)
     run = fake_run(share)
-    return Collector(cfg, engine, lm, PROMPTS, reward, run).collect(step)
+    return Collector(cfg, engine, lm, PROMPTS, cfg.sampling, reward, run).collect(step)
 
 
 def mean(found: Collected, name: str) -> float:
