@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ __all__ = [
     "HOOKS",
     "Decoder",
     "DecoderLayer",
+    "HeadKind",
     "Untyped",
     "has_dropout",
     "read_decoder",
@@ -34,30 +35,35 @@ __all__ = [
 ]
 
 Untyped: TypeAlias = Any  # a transformers model or a part of one: their attributes have no types
+HeadKind = Literal["ForCausalLM", "ForSequenceClassification", "ForTokenClassification"]
+"""What a model has on top of its decoder, as the names of transformers' classes end."""
 
 _FAMILIES = ("Llama", "Qwen2", "Qwen3", "Mistral")
-_PARTS = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
+_PARTS = ("Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
 _ROPE = ("default", "linear", "llama3", "yarn")  # those whose frequencies never change
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Where a module keeps what else is called around its forward."""
 
 
-def unsupported(model: nn.Module) -> str | None:
+def unsupported(model: nn.Module, head: HeadKind = "ForCausalLM") -> str | None:
     """Return why the model cannot be computed here, or None if it can, exactly.
 
     The test is on exact types: a subclass, an adapter, a quantised layer or a hook may change
-    what a module computes, so any of them is a reason.
+    what a module computes, so any of them is a reason. ``head`` is how the class's name ends. A
+    classifier's dropout before its head is no reason: it is left out.
     """
-    family = type(model).__name__.removesuffix("ForCausalLM")
+    family = type(model).__name__.removesuffix(head)
     home = f"transformers.models.{family.lower()}.modeling_{family.lower()}"
     if family not in _FAMILIES or type(model).__module__ != home:
-        return f"{type(model).__name__} is not a Llama, Qwen2, Qwen3 or Mistral causal LM"
+        what = {"ForCausalLM": "causal LM"}.get(head, f"model {head}")
+        return f"{type(model).__name__} is not a Llama, Qwen2, Qwen3 or Mistral {what}"
     for name, module in model.named_modules():
         kind = type(module)
         known = kind in (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU) or (
-            kind.__module__ == home and kind.__name__.removeprefix(family) in _PARTS
+            kind.__module__ == home and kind.__name__.removeprefix(family) in (head, *_PARTS)
         )
+        known = known or (head != "ForCausalLM" and name == "dropout" and kind is nn.Dropout)
         if not known and kind.__name__ not in ("SiLUActivation", "SiLU"):
             return f"its module {name or 'itself'} is a {kind.__name__}"
         if "forward" in vars(module) or any(getattr(module, hooks) for hooks in HOOKS):
@@ -217,7 +223,7 @@ def read_decoder(model: Untyped) -> Decoder:
         embedding=inner.embed_tokens,
         layers=tuple(_read_layer(layer, model.config, queries, keys) for layer in inner.layers),
         norm=weight,
-        head=model.lm_head,
+        head=model.lm_head if hasattr(model, "lm_head") else model.score,
         heads=Heads(queries=queries, keys=keys, width=width, scale=attention.scaling),
         eps=torch.tensor(inner.norm.variance_epsilon, dtype=exact, device=weight.device),
         frequencies=inner.rotary_emb.inv_freq,

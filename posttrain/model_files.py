@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import UsageError
+from posttrain.decoder import HeadKind
 from posttrain.model_weights import find_misfit
 
-__all__ = ["check_model_folder", "check_safetensors", "lacks_chat_template"]
+__all__ = ["MODEL_KINDS", "check_model_folder", "check_safetensors", "lacks_chat_template"]
 
 _TOKENIZERS = (
     "tokenizer.json",
@@ -28,18 +29,24 @@ _TEMPLATES = (
     "additional_chat_templates",
     "tekken.json",  # which has its own
 )
+MODEL_KINDS: dict[HeadKind, str] = {
+    "ForCausalLM": "causal language model",
+    "ForSequenceClassification": "reward model",
+    "ForTokenClassification": "process reward model",
+}
+"""How the names of transformers' classes end, and what is made of them here."""
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 _BITS = {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "BOOL": 8, "C64": 64, "F4": 4}
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def check_model_folder(path: Path | str) -> None:
+def check_model_folder(path: Path | str, kind: HeadKind = "ForCausalLM") -> None:
     """Look at a Hugging Face folder's files; of the weights only names and shapes are read.
 
     Raises:
-        UsageError: There is no config, no tokenizer or no weights, the config is not a causal
-            language model's, it promises other tensors than there are, or a file is damaged. One
+        UsageError: There is no config, no tokenizer or no weights, the config is not that of a
+            model of this kind, it promises other tensors than there are, or a file is damaged. One
             line that names the folder or file.
     """
     folder = Path(path)
@@ -51,7 +58,7 @@ def check_model_folder(path: Path | str) -> None:
                 f"{folder} holds an adapter, not a model: merge it into its base model first"
             )
         raise UsageError(f"{folder} has no config.json: it is not a Hugging Face model folder")
-    config = _read_config(folder / "config.json")
+    config = _read_config(folder / "config.json", kind)
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise UsageError(
             f"{folder} has no tokenizer (such as tokenizer.json): copy the one the model was "
@@ -59,7 +66,8 @@ def check_model_folder(path: Path | str) -> None:
         )
     _check_tokenizer(folder)
     shapes = _read_shapes(folder)
-    misfit = None if shapes is None else find_misfit(config, shapes)
+    causal = kind == "ForCausalLM"  # others are compared when they are loaded
+    misfit = find_misfit(config, shapes) if causal and shapes is not None else None
     if misfit is not None:
         raise UsageError(
             f"{folder} has weights that do not fit its config.json (model_type "
@@ -75,16 +83,17 @@ def lacks_chat_template(folder: Path) -> bool:
     return not (file.is_file() and _read_json(file).get("chat_template"))
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def _read_config(file: Path, kind: HeadKind) -> dict[str, Any]:
     config = _read_json(file)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UsageError(f"{file} names no model_type: it is not a transformers model's config")
     kinds = config.get("architectures")
     kinds = kinds if isinstance(kinds, list) else []
-    if kinds and not any(str(kind).endswith(_CAUSAL) for kind in kinds):
+    endings = _CAUSAL if kind == "ForCausalLM" else (kind,)
+    if kinds and not any(str(name).endswith(endings) for name in kinds):
         raise UsageError(
-            f"{file.parent} holds a {', '.join(map(str, kinds))}, expected a causal language model "
-            "(one whose architecture ends in ForCausalLM)"
+            f"{file.parent} holds a {', '.join(map(str, kinds))}, expected a {MODEL_KINDS[kind]} "
+            f"(one whose architecture ends in {kind})"
         )
     return config
 

@@ -12,23 +12,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
 from launch.errors import UsageError
 from launch.folder import synchronize
-from posttrain.decoder import unsupported
-from posttrain.model_files import check_model_folder
+from posttrain.decoder import HeadKind, unsupported
+from posttrain.model_files import MODEL_KINDS, check_model_folder
 from posttrain.model_weights import describe_misfit, harmless
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
+    "Dtype",
     "LanguageModel",
     "check_model_folder",
+    "load_checkpoint",
     "load_model",
+    "quiet",
     "save_model",
     "tiny_model",
     "train_tokenizer",
@@ -112,7 +115,7 @@ def tiny_model(
         use_cache=False,
         dtype="float32",
     )
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     return LanguageModel(model, tokenizer, pad, stops)
@@ -166,7 +169,7 @@ def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 256) -> PreTraine
     )
     tokenizer.train_from_iterator(pieces, trainer)
     tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in _TAGS])
-    with _quiet():
+    with quiet():
         made = PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
             pad_token="<pad>",
@@ -206,19 +209,26 @@ def load_model(path_or_hub_id: Path | str, *, dtype: Dtype = "float32") -> Langu
         UsageError: It cannot be loaded, or its weights are not those that its config promises,
             so that some would stay random; one line says why.
     """
+    return load_checkpoint(path_or_hub_id, "ForCausalLM", dtype=dtype)
+
+
+def load_checkpoint(
+    path_or_hub_id: Path | str, kind: HeadKind, *, dtype: Dtype = "float32"
+) -> LanguageModel:
+    """Load a model with any of the heads that this package knows, as ``load_model`` does."""
     if dtype not in _DTYPES:
         raise UsageError(f"dtype={dtype!r}: use one of {', '.join(_DTYPES)}")
     name = str(path_or_hub_id)
     if Path(name).exists():
-        check_model_folder(name)
+        check_model_folder(name, kind)
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"{name} does not exist: give a model folder or a hub id")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import transformers
 
     try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+        with quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+            model, loaded = getattr(transformers, f"AutoModel{kind}").from_pretrained(
                 name,
                 dtype=_DTYPES[dtype],
                 output_loading_info=True,
@@ -231,7 +241,7 @@ def load_model(path_or_hub_id: Path | str, *, dtype: Dtype = "float32") -> Langu
                 f"there is no folder {name}, and as a hub id it could not be had: {reason}"
             ) from error
         raise UsageError(
-            f"{name} cannot be loaded as a causal language model with its tokenizer: {reason}"
+            f"{name} cannot be loaded as a {MODEL_KINDS[kind]} with its tokenizer: {reason}"
         ) from error
     misfit = describe_misfit(
         sorted(loaded["missing_keys"]),
@@ -274,7 +284,7 @@ def save_model(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        with _quiet():
+        with quiet():
             model.config.use_cache = True  # for whoever loads it; training has no use for it
             _write_weights(model, temporary)
             tokenizer.save_pretrained(temporary)
@@ -298,18 +308,20 @@ def save_model(
 
 def _write_weights(model: PreTrainedModel, folder: Path) -> None:
     """Write config and weights as ``save_pretrained`` does, which loads deepspeed for seconds."""
-    if unsupported(model) is not None:
+    kinds: tuple[HeadKind, ...] = get_args(HeadKind)
+    if all(unsupported(model, kind) is not None for kind in kinds):
         model.save_pretrained(folder)
         return
     from safetensors.torch import save_file
 
     weights = {name: x.contiguous() for name, x in model.state_dict().items()}
-    if model.lm_head.weight is model.model.embed_tokens.weight:
+    if "lm_head.weight" in weights and model.lm_head.weight is model.model.embed_tokens.weight:
         del weights["lm_head.weight"]
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype
     model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -318,14 +330,15 @@ def _stop_tokens(
 ) -> tuple[int, ...]:
     """Return every id that ends a turn: the tokenizer's first, then the model's own."""
     found = [tokenizer.eos_token_id]
-    for settings in () if model is None else (model.generation_config, model.config):
+    own = () if model is None else (getattr(model, "generation_config", None), model.config)
+    for settings in own:
         more = getattr(settings, "eos_token_id", None)
         found += more if isinstance(more, list | tuple) else [more]
     return tuple(dict.fromkeys(token for token in found if isinstance(token, int)))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' warnings and progress bars off the console inside the block."""
     from transformers.utils import logging
 

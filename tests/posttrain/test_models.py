@@ -184,7 +184,7 @@ def test_no_weight_is_left_random(
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | change))
     if not seen:  # as with a model of the hub, whose files are not looked at before
-        monkeypatch.setattr("posttrain.models.check_model_folder", lambda _: None)
+        monkeypatch.setattr("posttrain.models.check_model_folder", lambda *_: None)
         said = r"(do not fit|layers|has shape|missing|unexpected|cannot be loaded)"
     with pytest.raises(UsageError, match=said) as caught:
         load_model(tmp_path / "model")
