@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from launch.errors import UsageError
 from posttrain.data.chat import check_messages, encode_turns
 from posttrain.data.json_lines import field_of, read_json_lines
-from posttrain.data.preferences import Pair
+from posttrain.data.preferences import Pair, PairWithMargin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,8 @@ class Preference:
     prompt: list[Message]
     chosen: Message
     rejected: Message
+    margin: float = 0.0
+    """By how much a reward model has to prefer ``chosen``; other objectives do not read it."""
 
 
 def load_preferences(path: str | Path) -> list[Preference]:
@@ -35,7 +38,8 @@ def load_preferences(path: str | Path) -> list[Preference]:
     A line is ``{"prompt": ..., "chosen": ..., "rejected": ...}``, with ``messages`` as another name
     of ``prompt``. The prompt is text, which a user says, or a list of messages. The completions are
     text, or a list of one message of the assistant; the prompt's messages may stand before it.
-    Other keys are ignored.
+    ``margin``, a number of 0 or more, may say by how much the chosen one is better. Other keys are
+    ignored.
 
     Raises:
         UsageError: A line is not of this form; the error names file and line.
@@ -69,7 +73,8 @@ def encode_pairs(
             )
         except ValueError as error:
             raise UsageError(f"preference {index}: {error}") from error
-        pairs.append((chosen, rejected))
+        margin = preference.margin
+        pairs.append(PairWithMargin(chosen, rejected, margin) if margin else (chosen, rejected))
     return pairs
 
 
@@ -81,7 +86,15 @@ def _preference(row: dict[str, Any], where: str) -> Preference:
         raise ValueError(f"{key} is {type(value).__name__}, expected text or a list of messages")
     check_messages(prompt)
     chosen, rejected = (_completion(row, name, prompt, where) for name in ("chosen", "rejected"))
-    return Preference(prompt, chosen, rejected)
+    return Preference(prompt, chosen, rejected, _margin(row))
+
+
+def _margin(row: dict[str, Any]) -> float:
+    margin = row.get("margin", 0.0)
+    number = isinstance(margin, int | float) and not isinstance(margin, bool)
+    if not number or not 0 <= margin < math.inf:
+        raise ValueError(f"margin is {margin!r}, expected a finite number of 0 or more")
+    return float(margin)
 
 
 def _completion(row: dict[str, Any], key: str, prompt: list[Message], where: str) -> Message:

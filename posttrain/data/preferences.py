@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
@@ -12,10 +13,29 @@ from torch import Tensor
 from launch.batch import TensorBatch, shaped
 from posttrain.data.packing import Document
 
-__all__ = ["Pair", "PreferenceBatch", "pad_pairs", "unrelated_pairs"]
+__all__ = ["Pair", "PairWithMargin", "PreferenceBatch", "pad_pairs", "unrelated_pairs"]
 
 Pair = tuple[Document, Document]
 """The chosen document and the rejected one: a prompt with either completion."""
+
+
+class PairWithMargin(tuple[Document, Document]):
+    """A pair that says by how much the chosen document is better, in units of reward.
+
+    >>> better, worse = Document([5, 6], [False, True]), Document([5, 8], [False, True])
+    >>> pad_pairs([PairWithMargin(better, worse, 1.5), (better, worse)]).margin
+    tensor([1.5000, 1.5000, 0.0000, 0.0000])
+    """
+
+    margin: float
+
+    def __new__(cls, chosen: Document, rejected: Document, margin: float) -> Self:
+        """Return the pair; the margin is finite and 0 or more."""
+        if not 0 <= margin < math.inf:
+            raise ValueError(f"margin={margin}: by how much chosen wins is finite and 0 or more")
+        pair = super().__new__(cls, (chosen, rejected))
+        pair.margin = float(margin)
+        return pair
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +58,9 @@ class PreferenceBatch(TensorBatch):
     """float32 nats, under the frozen reference; objectives without one do not read it."""
     reference_point: Tensor | None = shaped("B", default=None)
     """float32 nats, KTO's z_0 of the whole batch, the same in every row; None is 0."""
+    margin: Tensor | None = shaped("B", default=None)
+    """float32, by how much a reward has to prefer the chosen row, the same in both rows of a pair;
+    None is 0."""
 
     def __post_init__(self) -> None:
         TensorBatch.__post_init__(self)
@@ -81,7 +104,9 @@ def pad_pairs(pairs: Sequence[Pair]) -> PreferenceBatch:
                 f"pair {row // 2}: the {kind} document has no token that counts, so there is "
                 "nothing to compare; is its completion empty?"
             )
-    return PreferenceBatch(tokens, mask)
+    margins = [pair.margin if isinstance(pair, PairWithMargin) else 0.0 for pair in pairs]
+    margin = torch.tensor(margins).repeat_interleave(2) if any(margins) else None
+    return PreferenceBatch(tokens, mask, margin=margin)
 
 
 def unrelated_pairs(pairs: Sequence[tuple[Pair, Pair]], row_length: int) -> list[Pair]:

@@ -41,6 +41,7 @@ from posttrain.objectives.preference import (
     SimPO,
     needs_reference_point,
 )
+from posttrain.objectives.reward_model import BradleyTerry, ComparisonObjective
 from posttrain.objectives.sapo import SAPO
 from posttrain.objectives.sft import SFT
 from posttrain.objectives.statistics import policy_metrics, policy_statistics
@@ -59,8 +60,10 @@ __all__ = [
     "ORPO",
     "SAPO",
     "SFT",
+    "BradleyTerry",
     "Chooser",
     "ClipCov",
+    "ComparisonObjective",
     "DistillObjective",
     "DrGRPO",
     "ForwardKL",

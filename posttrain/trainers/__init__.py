@@ -13,6 +13,7 @@ from posttrain.trainers.collection import DynamicSampling
 from posttrain.trainers.distill import DistillConfig, train_on_policy_distillation
 from posttrain.trainers.policy import GRPOConfig, train_grpo
 from posttrain.trainers.preference import PreferenceConfig, train_preferences
+from posttrain.trainers.reward_model import RewardModelConfig, train_reward_model
 from posttrain.trainers.supervised import SFTConfig, train_sft
 
 __all__ = [
@@ -27,10 +28,12 @@ __all__ = [
     "PreferenceConfig",
     "ProcessSupervised",
     "ReinforcePlusPlus",
+    "RewardModelConfig",
     "SFTConfig",
     "train_actor_critic",
     "train_grpo",
     "train_on_policy_distillation",
     "train_preferences",
+    "train_reward_model",
     "train_sft",
 ]

@@ -133,20 +133,25 @@ def train_preferences(
 
 def check_pairs(cfg: PreferenceConfig, pairs: Sequence[Pair]) -> None:
     """Raise UsageError if a document is too long or cannot be used; of lazy ones, see the first."""
-    if not len(pairs):
-        raise UsageError("there are no pairs to learn from: give at least one")
+    check_pair_lengths(pairs, cfg.row_length)
     if len(pairs) < 2 and needs_reference_point(cfg.objective):
         raise UsageError(
             "there is one pair, but this objective's reference point is estimated on prompts with "
             "completions of other pairs: give at least two, or another objective"
         )
+
+
+def check_pair_lengths(pairs: Sequence[Pair], row_length: int) -> None:
+    """Raise UsageError if there is no pair, or a document is too long; of lazy ones, the first."""
+    if not len(pairs):
+        raise UsageError("there are no pairs to learn from: give at least one")
     for index, pair in enumerate(pairs if isinstance(pairs, list) else pairs[:1]):
         for kind, document in zip(("chosen", "rejected"), pair, strict=True):
-            if len(document) > cfg.row_length:
+            if len(document) > row_length:
                 raise UsageError(
                     f"pair {index}: the {kind} document has {len(document)} tokens, but "
-                    f"row_length={cfg.row_length}: documents are never cut, so raise row_length "
-                    "or leave the pair out"
+                    f"row_length={row_length}: documents are never cut, so raise row_length or "
+                    "leave the pair out"
                 )
 
 

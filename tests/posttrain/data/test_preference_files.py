@@ -7,6 +7,7 @@ import pytest
 from launch.errors import UsageError
 from posttrain.data.instruction_pairs import instruction_pairs
 from posttrain.data.preference_files import Preference, encode_pairs, load_preferences
+from posttrain.data.preferences import pad_pairs
 from posttrain.data.tasks import Instructions
 from posttrain.models import train_tokenizer
 
@@ -36,6 +37,16 @@ def test_load_preferences_reads_every_form(tmp_path: Path) -> None:
     assert load_preferences(file) == [Preference([USER], GOOD, BAD)] * 4
 
 
+def test_a_margin_goes_from_the_line_into_the_batch(tmp_path: Path) -> None:
+    found = load_preferences(written(tmp_path, RIGHT | {"margin": 2}, RIGHT))
+    assert [x.margin for x in found] == [2.0, 0.0]
+    tokenizer = train_tokenizer(["1+1", "2", "3!"])
+    margin = pad_pairs(encode_pairs(tokenizer, found)).margin
+    assert margin is not None
+    assert margin.tolist() == [2.0, 2.0, 0.0, 0.0]
+    assert pad_pairs(encode_pairs(tokenizer, found[1:])).margin is None
+
+
 def test_rows_of_instruction_pairs_are_preferences(tmp_path: Path) -> None:
     pairs = instruction_pairs(Instructions().train()[:3], seed=0)
     found = load_preferences(written(tmp_path, *(pair.row() for pair in pairs)))
@@ -57,6 +68,8 @@ def test_rows_of_instruction_pairs_are_preferences(tmp_path: Path) -> None:
         ({"chosen": "a", "rejected": "b"}, "there is no 'prompt'"),
         (RIGHT | {"prompt": 1}, "prompt is int, expected text or a list of messages"),
         (RIGHT | {"messages": []}, "a chat without messages"),
+        (RIGHT | {"margin": "wide"}, "margin is 'wide', expected a finite number of 0 or more"),
+        (RIGHT | {"margin": -1}, "margin is -1, expected a finite number of 0 or more"),
         ({"promt": "a", "chosen": "a", "rejected": "b"}, "there is no 'prompt'; did you mean"),
     ],
 )
