@@ -27,7 +27,7 @@ from posttrain.recipes.sources import (
     parse_model,
     parse_pairs,
 )
-from posttrain.rewards import Reward, parse_reward
+from posttrain.rewards import Reward, check_reward, parse_reward
 from posttrain.trainers.policy import GRPOConfig, check_prompts, train_grpo
 from posttrain.trainers.preference import PreferenceConfig, train_preferences
 from posttrain.trainers.supervised import SFTConfig, train_sft
@@ -127,7 +127,7 @@ class GRPOJob(GRPOConfig):
     task: Task | None = field(default=None, metadata={"parse": parse_task})
     """A JSONL file of questions and answers, a reasoning-gym name, a hub id or module:Class."""
     reward: Reward | None = field(default=None, metadata={"parse": parse_reward})
-    """``module:function`` or an object; null takes the task's own."""
+    """``module:function``, a reward model's folder or an object; null takes the task's own."""
     warm_up: WarmUp | None = field(default=None, metadata={"resumable": False})
     seed: int = 0
     trackers: tuple[str, ...] = resumable(())
@@ -137,6 +137,8 @@ class GRPOJob(GRPOConfig):
     def check(self) -> None:
         """Raise UsageError for a missing or broken model or task."""
         check_reinforcement(self.model, self.task, self.warm_up, self.prompts_per_step)
+        task = given(self.task)
+        check_reward(task.reward if self.reward is None else self.reward)
 
     def run(self, run: Runtime) -> None:
         """Train and leave the model in the run folder."""

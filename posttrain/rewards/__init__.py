@@ -1,14 +1,15 @@
-"""Verifiable rewards: functions of samples that return one number for each."""
+"""Rewards: functions of samples that return one number for each."""
 
 from posttrain.rewards.answer import AnswerReward
 from posttrain.rewards.base import Reward, Sample
 from posttrain.rewards.checking import RewardError, check_rewards, checked
 from posttrain.rewards.code import CodeReward, CodeTests
-from posttrain.rewards.combine import WeightedSum, score
+from posttrain.rewards.combine import WeightedSum, check_reward, score
 from posttrain.rewards.format import FormatReward
 from posttrain.rewards.language import LanguageConsistency
 from posttrain.rewards.late import Late
 from posttrain.rewards.length import CosineLength, OverlongPenalty
+from posttrain.rewards.model import ModelReward, reward_of
 from posttrain.rewards.named import parse_reward
 from posttrain.rewards.repetition import RepetitionPenalty
 
@@ -20,14 +21,17 @@ __all__ = [
     "FormatReward",
     "LanguageConsistency",
     "Late",
+    "ModelReward",
     "OverlongPenalty",
     "RepetitionPenalty",
     "Reward",
     "RewardError",
     "Sample",
     "WeightedSum",
+    "check_reward",
     "check_rewards",
     "checked",
     "parse_reward",
+    "reward_of",
     "score",
 ]

@@ -23,6 +23,8 @@ class Sample:
     """The task's gold answer."""
     tokens: tuple[int, ...] = ()
     """The completion's tokens, the stop token included."""
+    prompt_tokens: tuple[int, ...] = ()
+    """The prompt's tokens, as the engine continued them."""
     finish_reason: str = "stop"
     """``"stop"``: it ended by a stop token; ``"length"``: it was cut at ``max_tokens``."""
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from posttrain.rewards.base import Reward, Sample
 from posttrain.rewards.checking import check_rewards, checked, reward_name
+from posttrain.rewards.model import ModelReward
 
-__all__ = ["WeightedSum", "score"]
+__all__ = ["WeightedSum", "check_reward", "score"]
 
 
 @dataclass(frozen=True)
@@ -97,3 +98,12 @@ def score(
         parts = reward.parts(samples, seconds=seconds)
         return reward.combine(parts), parts
     return checked(reward_name(reward), reward, samples, seconds=seconds), {}
+
+
+def check_reward(reward: Reward) -> None:
+    """Raise UsageError for what can be seen of a reward before any work, as a missing model."""
+    if isinstance(reward, ModelReward):
+        reward.check()
+    elif isinstance(reward, WeightedSum):
+        for _, part in reward.rewards.values():
+            check_reward(part)

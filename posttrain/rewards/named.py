@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from launch.conversion import load_object
 from launch.errors import UsageError
@@ -11,6 +12,7 @@ from posttrain.rewards.answer import AnswerReward
 from posttrain.rewards.base import Reward
 from posttrain.rewards.code import CodeReward
 from posttrain.rewards.format import FormatReward
+from posttrain.rewards.model import ModelReward
 
 __all__ = ["parse_reward"]
 
@@ -19,7 +21,7 @@ def parse_reward(text: str) -> Reward:
     """Return the reward that ``text`` names: ``answer``, ``format``, ``code`` or ``module:name``.
 
     ``module:name`` is a function of samples, an object that can be called, or a class that needs
-    no arguments.
+    no arguments. A folder is that of a reward model.
 
     >>> parse_reward("answer")
     AnswerReward(seconds=5.0)
@@ -35,6 +37,8 @@ def parse_reward(text: str) -> Reward:
     }
     if text in own:
         return own[text]()
+    if text and Path(text).is_dir():
+        return ModelReward(text)
     if ":" not in text:
         near = nearest(text, own)
         hint = f"did you mean {near}?" if near else "expected answer, format, code or module:name"

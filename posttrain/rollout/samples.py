@@ -33,7 +33,8 @@ def as_samples(
         rollout: ``P * group_size`` completions.
         group_size: Completions of each prompt.
     """
-    texts = [tokenizer.decode(list(tokens)) for tokens in prompts]
+    asked = [tuple(map(int, tokens)) for tokens in prompts]
+    texts = [tokenizer.decode(list(tokens)) for tokens in asked]
     samples = []
     for row, tokens in enumerate(rollout.completions()):
         reason = rollout.finish_reasons[row]
@@ -44,6 +45,7 @@ def as_samples(
                 completion=tokenizer.decode(shown, skip_special_tokens=False),
                 answer=answers[row // group_size],
                 tokens=tuple(tokens),
+                prompt_tokens=asked[row // group_size],
                 finish_reason=reason,
             )
         )

@@ -126,6 +126,7 @@ class Verified:
             completion=self.tokenizer.decode(shown, skip_special_tokens=False),
             answer=self.answer,
             tokens=state,
+            prompt_tokens=self.prompt,
             finish_reason="stop" if stopped else "length",
         )
         return float(self.reward([sample])[0])

@@ -165,7 +165,13 @@ def test_verifier_pays_finished_completions_alone() -> None:
     assert value((3, 3, STOP)) == 1.0
     assert value((2, 2, STOP)) == 0.0
     assert value((3,) * 8) == 1.0
-    assert seen[0] == Sample(prompt="99", completion="33", answer="33", tokens=(3, 3, STOP))
+    assert seen[0] == Sample(
+        prompt="99",
+        completion="33",
+        answer="33",
+        tokens=(3, 3, STOP),
+        prompt_tokens=(9, 9),
+    )
     assert seen[2].finish_reason == "length"
 
 
