@@ -7,9 +7,10 @@ from posttrain.recipes.actor_critic_job import ActorCriticJob
 from posttrain.recipes.chat import ChatJob
 from posttrain.recipes.evaluation import EvalJob
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob
+from posttrain.recipes.reward_jobs import RewardModelJob
 from posttrain.rollout import Sampling
 
-__all__ = ["chat", "dpo", "evaluate", "grpo", "ppo_llm", "sft"]
+__all__ = ["chat", "dpo", "evaluate", "grpo", "ppo_llm", "reward_model", "sft"]
 
 
 def sft() -> SFTJob:
@@ -32,6 +33,18 @@ def dpo() -> PreferenceJob:
         optimizer=AdamW(learning_rate=1e-6),
         save_every=100,
         heldout_every=50,
+    )
+
+
+def reward_model() -> RewardModelJob:
+    """Make a reward model of --model from pairs of completions: --data pairs.jsonl."""
+    return RewardModelJob(
+        steps=250,
+        pairs_per_step=256,
+        row_length=8_192,
+        optimizer=AdamW(learning_rate=6e-6),
+        save_every=50,
+        heldout_every=25,
     )
 
 

@@ -218,7 +218,12 @@ class PairFile:
         """Read the whole file, so that a line that does not parse is named before any work."""
         if not self.path:
             raise UsageError("no data is given: add --data FILE.jsonl")
-        load_preferences(self.path)
+        lines = len(load_preferences(self.path))
+        if self.heldout_share and not self._heldout(lines):
+            raise UsageError(
+                f"heldout_share={self.heldout_share} of the {lines} lines of {self.path} is no "
+                "line: nothing would be judged; give a larger share, or 0 to hold none out"
+            )
 
     def texts(self, count: int) -> list[str]:
         """Return the contents of the first chats."""

@@ -12,9 +12,11 @@ from posttrain.data.tasks.reasoning_gym import ReasoningGym
 from posttrain.objectives import GRPO
 from posttrain.recipes.actor_critic_job import ActorCriticJob
 from posttrain.recipes.evaluation import Evaluator
+from posttrain.recipes.instructed import InstructionPairs
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob, WarmUp
 from posttrain.recipes.r1_mini import R1Mini
 from posttrain.recipes.replies import Replies, ReplyPairs
+from posttrain.recipes.reward_jobs import RewardModelJob
 from posttrain.recipes.sources import FromScratch, RawLines, WorkedSums
 from posttrain.recipes.worked import Mixture
 from posttrain.rewards import AnswerReward, FormatReward, WeightedSum
@@ -29,6 +31,7 @@ __all__ = [
     "r1_mini",
     "r1_mini_control",
     "r1_zero_mini",
+    "reward_model_mini",
     "sft_mini",
 ]
 
@@ -192,5 +195,20 @@ def dpo_mini() -> PreferenceJob:
         schedule=Cosine(warmup=4, final=0.1),
         save_every=10,
         heldout_every=10,
+        runtime=RuntimeConfig(threads=1),
+    )
+
+
+def reward_model_mini() -> RewardModelJob:
+    """Seconds of a reward model from nothing: which of two answers keeps to its instructions."""
+    return RewardModelJob(
+        model=FromScratch(layers=2, width=64, heads=4, vocabulary=512, texts=500),
+        data=InstructionPairs(),
+        steps=80,
+        pairs_per_step=16,
+        optimizer=AdamW(learning_rate=1e-3),
+        schedule=Cosine(warmup=4, final=0.1),
+        save_every=20,
+        heldout_every=20,
         runtime=RuntimeConfig(threads=1),
     )

@@ -14,11 +14,15 @@ from posttrain.recipes import tiny
 from posttrain.recipes.evaluation import Evaluator
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob
 from posttrain.recipes.r1_mini import R1Mini
+from posttrain.recipes.reward_jobs import RewardModelJob
 from posttrain.recipes.sources import FromScratch, RawLines, WorkedSums
+from posttrain.reward_models import load_reward_model
 from posttrain.rollout import Sampling
 
+Job = SFTJob | GRPOJob | PreferenceJob | RewardModelJob | R1Mini
 
-def run(job: SFTJob | GRPOJob | PreferenceJob | R1Mini, output: Path) -> list[dict[str, float]]:
+
+def run(job: Job, output: Path) -> list[dict[str, float]]:
     job.check()
     with Runtime(job.runtime, output=output, seed=job.seed) as runtime:
         job.run(runtime)
@@ -83,6 +87,16 @@ def test_dpo_mini_learns(objective: PreferenceObjective, tmp_path: Path) -> None
     assert last - first > 3 * deviation + 0.1
     assert looks[-1]["heldout/accuracy"] > 0.9
     load_model(tmp_path / "run" / "model")
+
+
+def test_reward_model_mini_learns(tmp_path: Path) -> None:
+    job = replace(tiny.reward_model_mini(), heldout_every=80)
+    looks = [r for r in run(job, tmp_path / "run") if "heldout/accuracy" in r]
+    first, last = looks[0]["heldout/accuracy"], looks[-1]["heldout/accuracy"]
+    deviation = (first * (1 - first) / 256 + last * (1 - last) / 256) ** 0.5
+    assert last - first > 3 * deviation
+    assert looks[-1]["heldout/loss"] < looks[0]["heldout/loss"]
+    load_reward_model(tmp_path / "run" / "model")
 
 
 @pytest.mark.slow
