@@ -11,6 +11,7 @@ from torch import Tensor
 
 from posttrain.rewards.base import Reward, Sample
 from posttrain.rewards.checking import check_rewards, checked, reward_name
+from posttrain.rewards.late import Late
 from posttrain.rewards.model import ModelReward
 
 __all__ = ["WeightedSum", "check_reward", "score"]
@@ -107,3 +108,6 @@ def check_reward(reward: Reward) -> None:
     elif isinstance(reward, WeightedSum):
         for _, part in reward.rewards.values():
             check_reward(part)
+    elif isinstance(reward, Late):
+        check_reward(reward.first)
+        check_reward(reward.then)

@@ -11,6 +11,8 @@ from posttrain.models import LanguageModel, save_model, tiny_model, train_tokeni
 from posttrain.recipes.checkpoints import grpo
 from posttrain.reward_models import RewardModel, outcome_model
 from posttrain.rewards import (
+    AnswerReward,
+    Late,
     ModelReward,
     RewardError,
     Sample,
@@ -100,6 +102,8 @@ def test_a_missing_model_is_seen_before_any_work(lm: LanguageModel, tmp_path: Pa
     missing = ModelReward(str(tmp_path / "none"))
     with pytest.raises(UsageError, match=r"there is no reward model .*monro run reward-model"):
         check_reward(WeightedSum({"helpful": (1.0, missing)}))
+    with pytest.raises(UsageError, match="there is no reward model"):
+        check_reward(Late(first=AnswerReward(), then=missing, after=9))
     save_model(lm.model, lm.tokenizer, tmp_path / "policy")
     with pytest.raises(UsageError, match=r"expected a reward model"):
         check_reward(ModelReward(str(tmp_path / "policy")))
