@@ -10,6 +10,7 @@ from typing import TypeVar, overload
 from launch.streams import key
 from posttrain.data.chat import encode_prompt
 from posttrain.data.packing import Document
+from posttrain.data.tasks.asking import in_tags
 from posttrain.data.tasks.base import Prompt
 from posttrain.models import LanguageModel
 
@@ -36,7 +37,7 @@ def worked_sum(expression: str) -> str:
 def response(prompt: Prompt, *, reasons: bool) -> str:
     """Return a right response; both kinds are well formed, so only accuracy tells them apart."""
     thought = worked_sum(str(prompt.metadata["expression"])) if reasons else ""
-    return f"<think>{thought}</think>\n<answer>{prompt.answer}</answer>"
+    return in_tags(prompt.answer, thought)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

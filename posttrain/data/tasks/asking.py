@@ -12,7 +12,17 @@ from launch.errors import UsageError
 from launch.spelling import did_you_mean
 from posttrain.data.tasks.base import Prompt
 
-__all__ = ["REASONING", "Form", "Lazily", "ask", "fill", "final_answer", "is_heldout"]
+__all__ = [
+    "REASONING",
+    "Form",
+    "Lazily",
+    "ask",
+    "check_sizes",
+    "fill",
+    "final_answer",
+    "in_tags",
+    "is_heldout",
+]
 
 Form = Literal["chat", "text"]
 """``"chat"``: messages for a chat template; ``"text"``: plain text that a base model continues."""
@@ -77,6 +87,24 @@ def is_heldout(question: str, share: float) -> bool:
     """
     digest = blake2b(question.encode(errors="surrogatepass"), digest_size=8, key=b"held out")
     return int.from_bytes(digest.digest(), "big") < share * 2**64
+
+
+def in_tags(answer: str, thought: str = "") -> str:
+    r"""Return a whole reply, in the format that ``FormatReward`` pays for.
+
+    >>> in_tags("4", "2 + 2 = 4")
+    '<think>2 + 2 = 4</think>\n<answer>4</answer>'
+    """
+    return f"<think>{thought}</think>\n<answer>{answer}</answer>"
+
+
+def check_sizes(size: int, heldout_size: int) -> None:
+    """Raise ValueError unless there is a problem to train on, and no negative number held out."""
+    if size < 1 or heldout_size < 0:
+        raise ValueError(
+            f"size={size}, heldout_size={heldout_size}: expected at least 1 problem "
+            "to train on and no negative number held out"
+        )
 
 
 @dataclass(frozen=True, slots=True)

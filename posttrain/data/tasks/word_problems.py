@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from launch import streams
-from posttrain.data.tasks.asking import REASONING, Form, Lazily, ask
+from posttrain.data.tasks.asking import REASONING, Form, Lazily, ask, check_sizes
 from posttrain.data.tasks.base import Prompt
 from posttrain.rewards import AnswerReward, Reward, parse_reward
 
@@ -107,11 +107,7 @@ class WordProblems:
             raise ValueError(f"language={self.language!r}: expected {known}")
         if self.form not in ("chat", "text"):
             raise ValueError(f"form={self.form!r}: expected chat or text")
-        if self.size < 1 or self.heldout_size < 0:
-            raise ValueError(
-                f"size={self.size}, heldout_size={self.heldout_size}: expected at least 1 problem "
-                "to train on and no negative number held out"
-            )
+        check_sizes(self.size, self.heldout_size)
         if self.largest < 20:
             raise ValueError(f"largest={self.largest}: give at least 20, or there are few problems")
 
