@@ -9,11 +9,16 @@ from posttrain.data.tasks.jsonl import JsonLines
 from posttrain.data.tasks.mixture import MixtureReward, TaskMixture, curriculum_weights
 from posttrain.data.tasks.named import parse_task
 from posttrain.data.tasks.reasoning_gym import ReasoningGym, ReasoningGymReward
+from posttrain.data.tasks.refusals import RefusalReward, Refusals
+from posttrain.data.tasks.requests import HelpfulReward, Requests
+from posttrain.data.tasks.told_sums import ToldSums
+from posttrain.data.tasks.word_lists import WordLists
 from posttrain.data.tasks.word_problems import WordProblems
 
 __all__ = [
     "Arithmetic",
     "CodeProblems",
+    "HelpfulReward",
     "HubDataset",
     "InstructionReward",
     "Instructions",
@@ -22,8 +27,13 @@ __all__ = [
     "Prompt",
     "ReasoningGym",
     "ReasoningGymReward",
+    "RefusalReward",
+    "Refusals",
+    "Requests",
     "Task",
     "TaskMixture",
+    "ToldSums",
+    "WordLists",
     "WordProblems",
     "curriculum_weights",
     "parse_task",

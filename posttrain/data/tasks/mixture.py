@@ -14,7 +14,14 @@ from posttrain.data.tasks.asking import Lazily
 from posttrain.data.tasks.base import Prompt, Task
 from posttrain.rewards.base import Reward, Sample
 
-__all__ = ["MixedAnswer", "MixtureReward", "TaskMixture", "curriculum_weights"]
+__all__ = [
+    "MixedAnswer",
+    "MixtureReward",
+    "TaskMixture",
+    "check_weights",
+    "curriculum_weights",
+    "interleaved",
+]
 
 
 class MixedAnswer(str):
@@ -110,7 +117,7 @@ class TaskMixture:
         for name, pair in self.tasks.items():
             if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
                 raise ValueError(f"task {name}: expected (weight, task), got {pair!r}")
-        _check_weights({name: weight for name, (weight, _) in self.tasks.items()})
+        check_weights({name: weight for name, (weight, _) in self.tasks.items()})
         if self.size < 1 or self.heldout_each < 0:
             raise ValueError(
                 f"size={self.size}, heldout_each={self.heldout_each}: expected at least 1 prompt "
@@ -132,7 +139,7 @@ class TaskMixture:
             if not len(own):
                 raise ValueError(f"task {name} has no prompts to train on: leave it out")
         weights = [float(weight) for weight, _ in self.tasks.values()]
-        places = _interleaved(weights, self.size)
+        places = interleaved(weights, self.size)
         names = list(self.tasks)
 
         def make(index: int) -> Prompt:
@@ -184,7 +191,7 @@ def curriculum_weights(
     >>> curriculum_weights({"a": 1.0, "b": 1.0, "c": 2.0}, {"a": 0.5, "b": 1.0}, floor=0.25)
     {'a': 1.0, 'b': 0.25, 'c': 2.0}
     """
-    _check_weights(weights)
+    check_weights(weights)
     if not 0 < floor <= 1:
         raise ValueError(f"floor={floor}: give a share above 0, or a task may vanish for good")
     for name, rate in success_rates.items():
@@ -199,18 +206,25 @@ def curriculum_weights(
     }
 
 
-def _check_weights(weights: Mapping[str, float]) -> None:
+def check_weights(weights: Mapping[str, float], *, kind: str = "task") -> None:
+    """Raise ValueError unless every weight is a positive number; errors name what is weighed."""
     for name, weight in weights.items():
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not number or not 0 < weight < math.inf:
             raise ValueError(
-                f"task {name}: the weight {weight!r} is not a positive number; leave the task out "
-                "instead"
+                f"{kind} {name}: the weight {weight!r} is not a positive number; leave the {kind} "
+                "out instead"
             )
 
 
-def _interleaved(weights: Sequence[float], size: int) -> list[tuple[int, int]]:
-    """Return (part, how many of it came before) for each of ``size`` places."""
+def interleaved(weights: Sequence[float], size: int) -> list[tuple[int, int]]:
+    """Return (part, how many of it came before) for each of ``size`` places.
+
+    A place goes to the part that lags furthest behind its share; of equals, to the first.
+
+    >>> interleaved([2.0, 1.0], 4)
+    [(0, 0), (1, 0), (0, 1), (0, 2)]
+    """
     total = math.fsum(weights)
     shares = [weight / total for weight in weights]
     counts = [0] * len(weights)
