@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,7 +52,7 @@ class Minibatches:
         mine = order[(step - drawn) * size : (step - drawn + 1) * size].sort().values
         first = self._first_row()
         mine = mine[(mine >= first) & (mine < first + len(batch))] - first
-        return _rows(batch, mine)
+        return batch.take(mine.to(batch.tokens.device))
 
     def _first_row(self) -> int:
         prompts = self.run.share(self.cfg.prompts_per_step * self.cfg.minibatches)
@@ -82,12 +82,6 @@ class Minibatches:
 
 def _values(batch: RolloutBatch) -> dict[str, Tensor | None]:
     return {f.name: getattr(batch, f.name) for f in fields(batch)}
-
-
-def _rows(batch: RolloutBatch, rows: Tensor) -> RolloutBatch:
-    """Return some rows of a batch, by their indices."""
-    taken = {name: x[rows.to(x.device)] for name, x in _values(batch).items() if x is not None}
-    return replace(batch, **taken)
 
 
 def _wide(x: Tensor, columns: int) -> Tensor:

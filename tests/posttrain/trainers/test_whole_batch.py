@@ -78,3 +78,14 @@ def test_students_on_two_processes_have_the_figures_of_one(tmp_path: Path) -> No
         assert len(one) == len(two) == 3, name
         for a, b in zip(one, two, strict=True):
             assert a == pytest.approx(b, rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.distributed
+def test_critics_on_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
+    module = train_on_two_and_on_one("token_critics.py", tmp_path)
+    for name in module.JOBS:
+        one, two = (records(tmp_path / x / "stages" / name) for x in ("one", "two"))
+        assert len(one) == len(two) == 4, name
+        assert all(record["value/loss"] > 0 for record in one)
+        for a, b in zip(one, two, strict=True):
+            assert a == pytest.approx(b, rel=1e-3, abs=1e-5), name
