@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from launch.errors import UsageError
 from launch.streams import key
 from posttrain.data.chat import encode_prompt
 from posttrain.data.packing import Document
@@ -55,7 +56,8 @@ class Answers:
         _check_share("right", self.right)
 
     def check(self) -> None:
-        """Nothing can be missing."""
+        """Raise UsageError if the task's prompts carry no replies."""
+        _check_replies(self.task)
 
     def texts(self, count: int) -> list[str]:
         """Return questions with both of their replies."""
@@ -211,7 +213,8 @@ class AnswerPairs:
     """Its prompts have the replies ``good`` and ``bad`` in their metadata."""
 
     def check(self) -> None:
-        """Nothing can be missing."""
+        """Raise UsageError if the task's prompts carry no replies."""
+        _check_replies(self.task)
 
     def texts(self, count: int) -> list[str]:
         """Return questions with both of their replies."""
@@ -244,6 +247,15 @@ def running_text(prompt: Prompt, reply: str) -> str:
 def _check_share(name: str, share: float) -> None:
     if not 0 <= share <= 1:
         raise ValueError(f"{name}={share}: give a share between 0 and 1")
+
+
+def _check_replies(task: Task) -> None:
+    missing = [name for name in ("good", "bad") if name not in task.train()[0].metadata]
+    if missing:
+        raise UsageError(
+            f"the prompts of {type(task).__name__} have no {' and no '.join(missing)} in their "
+            "metadata: expected whole replies there, as Requests has them"
+        )
 
 
 def _asked(prompt: Prompt) -> list[str]:

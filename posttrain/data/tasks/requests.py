@@ -77,7 +77,7 @@ class Requests:
 
     >>> prompt = Requests().train()[0]
     >>> prompt.messages[0]["content"], prompt.answer
-    ('I am Henry. Show me the white spoon.', 'white spoon')
+    ('I am Mary. Show me the large rope.', 'large rope')
     """
 
     size: int = 100_000

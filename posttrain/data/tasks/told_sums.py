@@ -16,6 +16,7 @@ from launch import streams
 from posttrain.data.tasks.asking import Lazily, ask, check_sizes, in_tags
 from posttrain.data.tasks.base import Prompt
 from posttrain.data.tasks.word_problems import Language
+from posttrain.data.tasks.words import NAMES
 from posttrain.rewards import AnswerReward, Reward, parse_reward
 
 __all__ = ["ToldSums", "worked_words"]
@@ -28,36 +29,57 @@ class _Tongue:
     plus: str
     minus: str
     gives: str
+    names: tuple[str, ...]
     train: tuple[str, ...]
     heldout: tuple[str, ...]
 
 
+# Names stand before a sum or not, so that sums begin at many places; a tiny model that always finds
+# them in the same few would not find them in a wording that it has never seen.
 _TONGUES: dict[str, _Tongue] = {
     "english": _Tongue(
         plus="plus",
         minus="minus",
         gives="is",
+        names=NAMES,
         train=(
             "What is {sum}?",
-            "Work out {sum}.",
-            "Find the value of {sum}.",
             "How much is {sum}?",
+            "Find the value of {sum}.",
             "Please add up {sum}.",
+            "{name} asks what {sum} is.",
+            "{name} wants to know how much {sum} is.",
+            "Tell {name} what {sum} makes.",
+            "Work out {sum} for {name}.",
+            "I am {name}. Please work out {sum}.",
         ),
-        heldout=("Tell me what {sum} is.", "Find {sum}.", "What value has {sum}?"),
+        heldout=(
+            "{name} asks how much {sum} is.",
+            "Please find the value of {sum}.",
+            "Tell {name} what {sum} is.",
+        ),
     ),
     "russian": _Tongue(
         plus="плюс",
         minus="минус",
         gives="будет",
+        names=("Анна", "Иван", "Лев", "Мария", "Нина", "Олег", "Ольга", "Пётр"),
         train=(
             "Сколько будет {sum}?",
-            "Вычисли {sum}.",
-            "Найди значение {sum}.",
             "Чему равно {sum}?",
+            "Найди значение {sum}.",
             "Посчитай, пожалуйста, {sum}.",
+            "{name} спрашивает, сколько будет {sum}.",
+            "{name} хочет знать, чему равно {sum}.",
+            "{name} просит: посчитай {sum}.",
+            "Вычисли {sum}.",
+            "Меня зовут {name}. Вычисли {sum}.",
         ),
-        heldout=("Скажи, сколько будет {sum}.", "Найди {sum}.", "Чему равно значение {sum}?"),
+        heldout=(
+            "{name} спрашивает, чему равно {sum}.",
+            "{name} просит: вычисли {sum}.",
+            "Меня зовут {name}. Сколько будет {sum}?",
+        ),
     ),
 }
 
@@ -90,7 +112,7 @@ class ToldSums:
 
     >>> prompt = ToldSums(terms=(3, 3)).train()[0]
     >>> prompt.messages[0]["content"], prompt.answer
-    ('Find the value of 9 - 8 + 7.', '8')
+    ('Henry wants to know how much 9 - 8 + 7 is.', '8')
     """
 
     language: Language = "english"
@@ -140,5 +162,6 @@ class ToldSums:
             "good": in_tags(str(total), worked_words(expression, self.language)),
             "bad": in_tags(str(guess)),
         }
-        question = wording.format(sum=expression)
+        name = draws.choice(_TONGUES[self.language].names)
+        question = wording.format(sum=expression, name=name)
         return ask(question, str(total), system=None, form="chat", metadata=metadata)

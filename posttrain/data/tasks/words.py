@@ -5,12 +5,12 @@ from __future__ import annotations
 __all__ = ["ADJECTIVES", "NAMES", "THINGS"]
 
 NAMES = (
-    *("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Ida", "Jack", "Kate"),
-    *("Leo", "Mary", "Nick", "Olga", "Paul"),
+    *("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Ida", "Jack", "Mary"),
+    "Paul",
 )
 ADJECTIVES = (
     *("red", "blue", "green", "white", "black", "old", "new", "small", "large", "round", "long"),
-    *("soft", "warm", "light", "plain", "fine"),
+    "warm",
 )
 THINGS = (
     *("stone", "tree", "fish", "lamp", "kite", "boat", "book", "coin", "drum", "bell", "cup"),

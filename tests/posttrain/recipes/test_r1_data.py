@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from launch.errors import UsageError
 from posttrain.data.chat import encode_chat, encode_prompt
 from posttrain.data.packing import Document
-from posttrain.data.tasks import Prompt, Refusals, Requests, ToldSums, WordLists
+from posttrain.data.tasks import Arithmetic, Prompt, Refusals, Requests, ToldSums, WordLists
 from posttrain.models import LanguageModel, tiny_model, train_tokenizer
 from posttrain.recipes.r1_data import AnswerPairs, Answers, MixedDocuments, RawTexts, Thoughts
 from posttrain.recipes.sources import DocumentSource
@@ -24,8 +25,8 @@ MIX = MixedDocuments(
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
-    more = [*Answers(task=Requests()).texts(100), *Answers(task=Refusals()).texts(100)]
-    return tiny_model(train_tokenizer([*MIX.texts(300), *more], vocabulary=300), layers=1, width=16)
+    more = [*Answers(task=Requests()).texts(60), *Answers(task=Refusals()).texts(60)]
+    return tiny_model(train_tokenizer([*MIX.texts(120), *more], vocabulary=300), layers=1, width=16)
 
 
 def halves(lm: LanguageModel, document: Document) -> tuple[str, str]:
@@ -89,7 +90,7 @@ def test_thoughts_of_one_sum_in_each_way(lm: LanguageModel) -> None:
     ):
         (document,) = source.documents(lm, 1, seed=0)
         assert halves(lm, document) == (
-            "<|user|>Find the value of 9 - 8 + 7.<|end|><|assistant|>",
+            "<|user|>Henry wants to know how much 9 - 8 + 7 is.<|end|><|assistant|>",
             thought + answer,
         )
 
@@ -111,7 +112,7 @@ def test_raw_text_is_lines_without_tags_or_a_chat_and_all_of_it_counts(lm: Langu
     plain = RawTexts(replies=Thoughts(task=SUMS), tagged=0.0).documents(lm, 3, seed=0)
     assert all(all(document.mask) for document in plain)
     assert lm.tokenizer.decode(list(plain[0].tokens)) == (
-        "Find the value of 9 - 8 + 7.\n9 minus 8 is 1\n1 plus 7 is 8\n8<|end|>"
+        "Henry wants to know how much 9 - 8 + 7 is.\n9 minus 8 is 1\n1 plus 7 is 8\n8<|end|>"
     )
     tagged = RawTexts(replies=Thoughts(task=SUMS), tagged=1.0).documents(lm, 3, seed=0)
     chats = Thoughts(task=SUMS).documents(lm, 3, seed=0)
@@ -186,6 +187,14 @@ def test_pairs_are_the_good_and_the_bad_reply_to_one_prompt(lm: LanguageModel) -
         assert asked == also == lm.tokenizer.decode(encode_prompt(lm.tokenizer, prompt))
         assert good == f"{prompt.metadata['good']}<|end|>"
         assert bad == f"{prompt.metadata['bad']}<|end|>"
+
+
+def test_a_task_whose_prompts_carry_no_replies_is_refused() -> None:
+    mixed = MixedDocuments(sources={"a": (1.0, RawTexts(replies=Answers(task=Arithmetic())))})
+    for source in (AnswerPairs(task=Arithmetic()), mixed):
+        with pytest.raises(UsageError, match="prompts of Arithmetic have no good and no bad"):
+            source.check()
+    MIX.check()
 
 
 def test_settings_are_checked() -> None:
