@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from launch.palette import INK, MUTED, RULE, SERIES
 
 __all__ = [
+    "STYLE",
     "Line",
     "Panel",
     "draw_panels",
@@ -41,7 +42,7 @@ _GREATEST = 1e290
 """What is greater is a gap: matplotlib's margins would overflow."""
 _LONG = re.compile(r"\d+\.\d{3,}")
 _TICKS = (1, 2, 2.5, 5, 10)
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9.0,
     "text.color": INK,
@@ -163,7 +164,7 @@ def draw_panels(panels: Sequence[Panel], *, width: float = 4.6, height: float = 
         width: Of the figure, inches.
         height: Of each panel, inches.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height * len(panels)))
         rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axes, panel in zip(rows, panels, strict=True):
@@ -184,7 +185,7 @@ def draw_time_shares(
     parts = [rows[i : i + size] for i in range(0, len(rows), size)]
     edges = [_number(part[0].get("step", i)) for i, part in enumerate(parts)]
     edges += [_number(parts[-1][-1].get("step", len(parts))) + 1] if parts else []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         axes = figure.subplots()
         bottom = [0.0] * len(parts)

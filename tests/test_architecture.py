@@ -53,7 +53,7 @@ HEAVY = {
     "deepspeed": (),
     "gymnasium": RL_ENVIRONMENTS,
     "math_verify": (),
-    "matplotlib": ("launch.curves",),
+    "matplotlib": ("launch.curves", "launch.ranges"),
     "numba": (
         "posttrain.rollout.compiled_attention",
         "posttrain.rollout.compiled_kernels",

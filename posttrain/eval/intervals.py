@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Interval", "mean_with_interval"]
+__all__ = ["Interval", "gain_with_interval", "mean_with_interval"]
 
 _ELEMENTS_AT_ONCE = 2**22
 
@@ -26,6 +26,17 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    @property
+    def verdict(self) -> str:
+        """What a difference of this interval is called: a gain, a loss, or, if it holds 0, none.
+
+        >>> Interval(0.1, 0.0, 0.2).verdict, Interval(-0.2, -0.3, -0.1).verdict
+        ('no gain', 'loss')
+        """
+        if self.low > 0:
+            return "gain"
+        return "loss" if self.high < 0 else "no gain"
 
 
 def mean_with_interval(
@@ -70,6 +81,35 @@ def mean_with_interval(
     tail = (1 - level) / 2
     # Rounding may put the ends of a constant an ulp beside its mean.
     return Interval(mean, min(mean, _quantile(means, tail)), max(mean, _quantile(means, 1 - tail)))
+
+
+def gain_with_interval(
+    before: Tensor, after: Tensor, *, seed: int = 0, level: float = 0.95, resamples: int = 10_000
+) -> Interval:
+    """Mean of ``after - before`` over the same questions, and its bootstrap interval.
+
+    The questions are paired, so what makes one harder than another cancels.
+
+    Args:
+        before: ``(N,)``, one number for each question.
+        after: ``(N,)``, of the same questions in the same order.
+        seed: Of the resampling.
+        level: Share of the bootstrap means that the interval covers.
+        resamples: Bootstrap means.
+
+    Raises:
+        ValueError: They are not as many, or as ``mean_with_interval`` has it.
+
+    >>> print(gain_with_interval(torch.zeros(4), torch.full((4,), 0.5)))
+    0.500 [0.500, 0.500]
+    """
+    if before.shape != after.shape:
+        raise ValueError(
+            f"before has shape {tuple(before.shape)} and after {tuple(after.shape)}: a gain is "
+            "measured on the same questions"
+        )
+    difference = after.double() - before.double()
+    return mean_with_interval(difference, seed=seed, level=level, resamples=resamples)
 
 
 def _bootstrap_means(values: Tensor, seed: int, resamples: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -52,6 +53,8 @@ class SFTJob(SFTConfig):
     leaves_run: ClassVar[bool] = True
     model: ModelSource = field(default_factory=Pretrained, metadata={"parse": parse_model})
     data: DocumentSource = field(default_factory=ChatFile, metadata={"parse": parse_documents})
+    epochs: float | None = None
+    """Passes over the data, in place of ``steps``; null counts steps."""
     seed: int = 0
     trackers: tuple[str, ...] = resumable(())
     """accelerate's trackers, such as tensorboard."""
@@ -59,6 +62,8 @@ class SFTJob(SFTConfig):
 
     def check(self) -> None:
         """Raise UsageError for a missing or broken model or file."""
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise UsageError(f"epochs={self.epochs}: give a positive number, or null")
         self.model.check()
         self.data.check()
         if isinstance(self.data, ChatFile):
@@ -67,10 +72,16 @@ class SFTJob(SFTConfig):
     def run(self, run: Runtime) -> None:
         """Train and leave the model in the run folder."""
         lm = self.model.load(self.data.texts(2_000), self.seed)
-        count = self.steps * self.documents_per_step
-        train_sft(self, lm.model, self.data.documents(lm, count, self.seed), run)
+        documents = self.data.documents(lm, self.steps * self.documents_per_step, self.seed)
+        train_sft(self.counted(len(documents)), lm.model, documents, run)
         asked = self.data.task.train()[0] if isinstance(self.data, WorkedSums | RawLines) else None
         leave_model(lm, run, self.model, asked)
+
+    def counted(self, documents: int) -> SFTJob:
+        """Return the job with ``epochs`` as steps, the last of them perhaps part of a new epoch."""
+        if self.epochs is None:
+            return self
+        return replace(self, steps=math.ceil(self.epochs * documents / self.documents_per_step))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,15 @@ from posttrain.recipes.replies import written
 from posttrain.recipes.sources import DocumentSource
 from posttrain.recipes.worked import Made, chosen, continuation
 
-__all__ = ["AnswerPairs", "Answers", "MixedDocuments", "RawTexts", "ReplySource", "Thoughts"]
+__all__ = [
+    "AnswerPairs",
+    "Answers",
+    "MixedChats",
+    "MixedDocuments",
+    "RawTexts",
+    "ReplySource",
+    "Thoughts",
+]
 
 _REPLY = re.compile(r"<think>(.*)</think>\n<answer>(.*)</answer>", re.DOTALL)
 
@@ -156,13 +164,7 @@ class MixedDocuments:
     """Name to (weight, source); weights are positive and need not sum to 1."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sources, Mapping) or not self.sources:
-            raise ValueError('a mixture needs sources, such as {"lists": (1.0, Answers(task=...))}')
-        for name, pair in self.sources.items():
-            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-                raise ValueError(f"source {name}: expected (weight, source), got {pair!r}")
-        weights = {name: weight for name, (weight, _) in self.sources.items()}
-        check_weights(weights, kind="source")
+        _check_sources(self.sources)
 
     def check(self) -> None:
         """Check each source."""
@@ -206,6 +208,40 @@ class MixedDocuments:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MixedChats:
+    """Conversations with replies of several sources, in proportion to their weights."""
+
+    sources: Mapping[str, tuple[float, ReplySource]]
+    """Name to (weight, source); weights are positive and need not sum to 1."""
+
+    def __post_init__(self) -> None:
+        _check_sources(self.sources)
+
+    def check(self) -> None:
+        """Check each source."""
+        for _, source in self.sources.values():
+            source.check()
+
+    def texts(self, count: int) -> list[str]:
+        """Return ``count`` texts of all sources, in proportion."""
+        return MixedDocuments(sources=self.sources).texts(count)
+
+    def chats(self, count: int, seed: int) -> list[list[dict[str, str]]]:
+        """Return ``count`` conversations of one question and its reply."""
+        found: list[list[dict[str, str]]] = []
+        sources = list(self.sources.items())
+        prompts = [source.task.train() for _, (_, source) in sources]
+        places = interleaved([float(weight) for _, (weight, _) in sources], count)
+        for part, index in places:
+            name, (_, source) = sources[part]
+            prompt = prompts[part][index % len(prompts[part])]
+            reply = source.reply(prompt, key(seed, f"mixed chats/{name}", 0, 0), index)
+            asked = [dict(message) for message in prompt.messages or ()]
+            found.append([*asked, {"role": "assistant", "content": reply}])
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerPairs:
     """Preferences by a task's own replies: the good one is chosen, the bad one rejected."""
 
@@ -242,6 +278,15 @@ def running_text(prompt: Prompt, reply: str) -> str:
     found = _REPLY.fullmatch(reply)
     parts = [reply] if found is None else [part for part in found.groups() if part]
     return "\n".join([*_asked(prompt), *parts])
+
+
+def _check_sources(sources: Mapping[str, tuple[float, DocumentSource]]) -> None:
+    if not isinstance(sources, Mapping) or not sources:
+        raise ValueError('a mixture needs sources, such as {"lists": (1.0, Answers(task=...))}')
+    for name, pair in sources.items():
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(f"source {name}: expected (weight, source), got {pair!r}")
+    check_weights({name: weight for name, (weight, _) in sources.items()}, kind="source")
 
 
 def _check_share(name: str, share: float) -> None:

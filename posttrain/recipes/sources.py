@@ -140,6 +140,10 @@ class ChatFile:
         """Return each conversation under the model's chat template."""
         return encode_chats(lm.tokenizer, load_conversations(Path(self.path)))
 
+    def chats(self, count: int, seed: int) -> list[list[dict[str, str]]]:
+        """Return the first ``count`` conversations, or all there are."""
+        return load_conversations(Path(self.path))[:count]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkedSums:
