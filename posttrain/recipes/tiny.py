@@ -7,7 +7,7 @@ from dataclasses import replace
 from launch.optimizers import AdamW, MuonAdamW
 from launch.runtime import RuntimeConfig
 from launch.schedule import Cosine, Linear
-from posttrain.critics import ValueHead
+from posttrain.critics import SecondModel
 from posttrain.data.tasks.reasoning_gym import ReasoningGym
 from posttrain.objectives import GRPO
 from posttrain.recipes.actor_critic_job import ActorCriticJob
@@ -159,7 +159,8 @@ def ppo_llm_mini() -> ActorCriticJob:
         task=grpo.task,
         reward=grpo.reward,
         warm_up=grpo.warm_up,
-        critic=ValueHead(optimizer=AdamW(learning_rate=3e-3)),
+        critic=SecondModel(optimizer=AdamW(learning_rate=3e-3)),
+        trace=1.0,
         steps=grpo.steps,
         prompts_per_step=grpo.prompts_per_step * grpo.group_size,
         epochs=1,

@@ -8,9 +8,11 @@ import pytest
 
 from launch.optimizers import AdamW
 from launch.runtime import Runtime
+from posttrain.critics import SecondModel, TwoModels
 from posttrain.models import load_model
 from posttrain.objectives import DPO, IPO, KTO, ORPO, PreferenceObjective, SimPO
 from posttrain.recipes import tiny
+from posttrain.recipes.actor_critic_job import ActorCriticJob
 from posttrain.recipes.evaluation import Evaluator
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob
 from posttrain.recipes.r1_mini import R1Mini
@@ -19,7 +21,7 @@ from posttrain.recipes.sources import FromScratch, RawLines, WorkedSums
 from posttrain.reward_models import load_reward_model
 from posttrain.rollout import Sampling
 
-Job = SFTJob | GRPOJob | PreferenceJob | RewardModelJob | R1Mini
+Job = SFTJob | GRPOJob | ActorCriticJob | PreferenceJob | RewardModelJob | R1Mini
 
 
 def run(job: Job, output: Path) -> list[dict[str, float]]:
@@ -70,6 +72,22 @@ def test_grpo_mini_learns(tmp_path: Path) -> None:
     rows = 3 * job.prompts_per_step * job.group_size
     deviation = (first * (1 - first) / rows + last * (1 - last) / rows) ** 0.5
     assert last - first > 3 * deviation
+
+
+def test_ppo_llm_mini_learns_and_leaves_policy_and_critic(tmp_path: Path) -> None:
+    job = tiny.ppo_llm_mini()
+    records = run(job, tmp_path / "run")
+    rewards = [record["reward/accuracy"] for record in records]
+    rows = job.prompts_per_step * job.group_size
+    first, last = rewards[0], sum(rewards[-3:]) / 3  # the first is drawn before any update
+    deviation = (first * (1 - first) / rows + last * (1 - last) / (3 * rows)) ** 0.5
+    assert last - first > 3 * deviation
+    assert records[0]["value/mean"] == 0
+    assert abs(records[-1]["value/mean"] - records[-1]["value/returns"]) < 0.2
+    lm = load_model(tmp_path / "run" / "model")
+    pair = SecondModel(path=str(tmp_path / "run" / "critic")).build(lm)
+    assert isinstance(pair, TwoModels)
+    assert pair.critic.head.weight.any()
 
 
 @pytest.mark.parametrize("objective", [DPO(), IPO(), SimPO(), ORPO(), KTO()])
