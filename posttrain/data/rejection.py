@@ -117,8 +117,8 @@ def select(
 
     DeepSeek-R1's rejection sampling (Guo et al. 2025, arXiv:2501.12948, section 2.3.3). A sample
     is dropped for the first of these reasons: ``truncated`` (it did not stop by itself), ``wrong``
-    (its score is below ``right``), the filters in their order, ``duplicate`` (a sample before it
-    has the same prompt and the same words), ``over cap``.
+    (its score is below ``right``), ``empty`` (no text), the filters in their order, ``duplicate``
+    (a sample before it has the same prompt and the same words), ``over cap``.
 
     Which of a prompt's completions stay under the cap follows from the seed and their texts alone:
     neither the order of the samples, nor the other prompts, nor how the samples are divided into
@@ -142,7 +142,7 @@ def select(
         )
     if most_per_prompt < 1:
         raise ValueError(f"most_per_prompt={most_per_prompt}: give at least 1")
-    counts = Counter({"sampled": len(samples), "truncated": 0, "wrong": 0})
+    counts = Counter({"sampled": len(samples), "truncated": 0, "wrong": 0, "empty": 0})
     counts.update({name.reason: 0 for name in keep} | {"duplicate": 0, "over cap": 0})
     by_prompt: dict[str, dict[str, int]] = {}
     for index, (sample, mark) in enumerate(zip(samples, marks, strict=True)):
@@ -186,4 +186,6 @@ def _unfit(sample: Sample, is_right: bool, keep: Sequence[Filter]) -> str | None
         return "truncated"
     if not is_right:
         return "wrong"
+    if not sample.completion.strip():
+        return "empty"
     return next((passes.reason for passes in keep if not passes(sample)), None)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from launch.optimizers import AdamW
 from posttrain.recipes.actor_critic_job import ActorCriticJob
 from posttrain.recipes.chat import ChatJob
+from posttrain.recipes.distill_job import DistillJob
 from posttrain.recipes.evaluation import EvalJob
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob
 from posttrain.recipes.reward_jobs import RewardModelJob
 from posttrain.rollout import Sampling
+from posttrain.trainers import DistillConfig, OutputsConfig, SFTConfig
 
-__all__ = ["chat", "dpo", "evaluate", "grpo", "ppo_llm", "reward_model", "sft"]
+__all__ = ["chat", "distill", "dpo", "evaluate", "grpo", "ppo_llm", "reward_model", "sft"]
 
 
 def sft() -> SFTJob:
@@ -68,6 +70,33 @@ def ppo_llm() -> ActorCriticJob:
         sampling=Sampling(max_tokens=512),
         optimizer=AdamW(learning_rate=1e-6),
         save_every=50,
+    )
+
+
+def distill() -> DistillJob:
+    """Teach --model what --teacher knows of --task: its outputs, SFT, on-policy distillation."""
+    return DistillJob(
+        outputs=OutputsConfig(
+            sampling=Sampling(max_tokens=1_024),
+            steps=250,
+            prompts_per_step=32,
+            group_size=4,
+            save_every=10,
+        ),
+        sft=SFTConfig(
+            steps=500,
+            documents_per_step=32,
+            row_length=2_048,
+            optimizer=AdamW(learning_rate=1e-5),
+            save_every=100,
+        ),
+        on_policy=DistillConfig(
+            steps=200,
+            prompts_per_step=64,
+            sampling=Sampling(max_tokens=1_024),
+            optimizer=AdamW(learning_rate=1e-6),
+            save_every=50,
+        ),
     )
 
 

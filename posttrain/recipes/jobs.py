@@ -91,10 +91,10 @@ class WarmUp:
     data: DocumentSource
     training: SFTConfig
 
-    def run(self, lm: LanguageModel, run: Runtime, seed: int) -> None:
+    def run(self, lm: LanguageModel, run: Runtime, seed: int, *, name: str = "1-warm-up") -> None:
         """Train ``lm`` in a stage of its own."""
         count = self.training.steps * self.training.documents_per_step
-        with run.stage("1-warm-up", to_yaml(self)) as stage:
+        with run.stage(name, to_yaml(self)) as stage:
             train_sft(self.training, lm.model, self.data.documents(lm, count, seed), stage)
 
 

@@ -11,6 +11,7 @@ from posttrain.critics import SecondModel
 from posttrain.data.tasks.reasoning_gym import ReasoningGym
 from posttrain.objectives import GRPO
 from posttrain.recipes.actor_critic_job import ActorCriticJob
+from posttrain.recipes.distill_job import DistillJob
 from posttrain.recipes.evaluation import Evaluator
 from posttrain.recipes.instructed import InstructionPairs
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob, WarmUp
@@ -21,10 +22,13 @@ from posttrain.recipes.sources import FromScratch, RawLines, WorkedSums
 from posttrain.recipes.worked import Mixture
 from posttrain.rewards import AnswerReward, FormatReward, WeightedSum
 from posttrain.rollout import Sampling
+from posttrain.trainers.distill import DistillConfig
+from posttrain.trainers.outputs import OutputsConfig
 from posttrain.trainers.policy import GRPOConfig
 from posttrain.trainers.supervised import SFTConfig
 
 __all__ = [
+    "distill_mini",
     "dpo_mini",
     "grpo_mini",
     "ppo_llm_mini",
@@ -211,5 +215,52 @@ def reward_model_mini() -> RewardModelJob:
         schedule=Cosine(warmup=4, final=0.1),
         save_every=20,
         heldout_every=20,
+    )
+
+
+def distill_mini() -> DistillJob:
+    """Seconds of distillation: a teacher of sums, and a student of a quarter of its size."""
+    task = sums((3, 3), heldout=256)
+    muon = MuonAdamW(learning_rate=0.02, adamw=AdamW(learning_rate=4e-3))
+    return DistillJob(
+        teacher=FromScratch(layers=2, width=64, heads=4, texts=500),
+        model=FromScratch(layers=2, width=32, heads=2, texts=500),
+        task=task,
+        teacher_training=WarmUp(
+            data=WorkedSums(task=task, mixture=Mixture(first=1.0)),
+            training=SFTConfig(
+                steps=500,
+                documents_per_step=32,
+                row_length=128,
+                shuffle=False,
+                optimizer=muon,
+                schedule=Linear(warmup=10),
+            ),
+        ),
+        outputs=OutputsConfig(
+            sampling=Sampling(max_tokens=48),
+            steps=10,
+            prompts_per_step=100,
+            group_size=2,
+            save_every=2,
+        ),
+        sft=SFTConfig(
+            steps=400,
+            documents_per_step=32,
+            row_length=128,
+            optimizer=muon,
+            schedule=Linear(warmup=10),
+            save_every=100,
+        ),
+        on_policy=DistillConfig(
+            steps=100,
+            prompts_per_step=48,
+            sampling=Sampling(max_tokens=48),
+            optimizer=AdamW(learning_rate=3e-3, eps=1e-6),
+            schedule=Cosine(warmup=4, final=0.1),
+            save_every=20,
+        ),
+        evaluation=Evaluator(group_size=2, sampling=Sampling(max_tokens=48), greedy=False),
+        problems=256,
         runtime=RuntimeConfig(threads=1),
     )

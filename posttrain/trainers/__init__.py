@@ -11,6 +11,7 @@ from posttrain.trainers.advantages import (
 )
 from posttrain.trainers.collection import DynamicSampling
 from posttrain.trainers.distill import DistillConfig, train_on_policy_distillation
+from posttrain.trainers.outputs import OutputsConfig, teacher_outputs
 from posttrain.trainers.policy import GRPOConfig, train_grpo
 from posttrain.trainers.preference import PreferenceConfig, train_preferences
 from posttrain.trainers.reward_model import RewardModelConfig, train_reward_model
@@ -25,11 +26,13 @@ __all__ = [
     "GroupRelative",
     "LeaveOneOut",
     "MaxRL",
+    "OutputsConfig",
     "PreferenceConfig",
     "ProcessSupervised",
     "ReinforcePlusPlus",
     "RewardModelConfig",
     "SFTConfig",
+    "teacher_outputs",
     "train_actor_critic",
     "train_grpo",
     "train_on_policy_distillation",

@@ -30,15 +30,17 @@ def test_each_reason_is_counted_once_and_the_first_one_counts() -> None:
         sample("2+2", "so long, so very long: 4", tokens=9),  # too long
         sample("2+2", "это 5", cut=True),  # wrong and mixed as well
         sample("1+3", "it is 4"),  # of another prompt, so no duplicate
+        sample("1+3", " \n"),  # empty
     ]
-    scores = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0])
+    scores = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0])
     keep = (OneScript("latin"), Within(8))
     assert select(samples, scores, most_per_prompt=4, seed=0, keep=keep) == Selection(
         kept=(0, 7),
         counts={
-            "sampled": 8,
+            "sampled": 9,
             "truncated": 2,
             "wrong": 1,
+            "empty": 1,
             "mixed language": 1,
             "too long": 1,
             "duplicate": 1,

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from posttrain.models import load_model
 from posttrain.objectives import DPO, IPO, KTO, ORPO, PreferenceObjective, SimPO
 from posttrain.recipes import tiny
 from posttrain.recipes.actor_critic_job import ActorCriticJob
+from posttrain.recipes.distill_job import DistillJob
 from posttrain.recipes.evaluation import Evaluator
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob
 from posttrain.recipes.r1_mini import R1Mini
@@ -21,7 +23,7 @@ from posttrain.recipes.sources import FromScratch, RawLines, WorkedSums
 from posttrain.reward_models import load_reward_model
 from posttrain.rollout import Sampling
 
-Job = SFTJob | GRPOJob | ActorCriticJob | PreferenceJob | RewardModelJob | R1Mini
+Job = SFTJob | GRPOJob | ActorCriticJob | PreferenceJob | RewardModelJob | DistillJob | R1Mini
 
 
 def run(job: Job, output: Path) -> list[dict[str, float]]:
@@ -115,6 +117,19 @@ def test_reward_model_mini_learns(tmp_path: Path) -> None:
     assert last - first > 3 * deviation
     assert looks[-1]["heldout/loss"] < looks[0]["heldout/loss"]
     load_reward_model(tmp_path / "run" / "model")
+
+
+def test_distill_mini_learns(tmp_path: Path) -> None:
+    job = tiny.distill_mini()
+    teacher, *student = (record["pass@1"] for record in run(job, tmp_path / "run"))
+    assert teacher > 0.7
+    rows = job.problems * job.evaluation.group_size
+    for before, after in pairwise(student):  # by SFT, then on-policy
+        deviation = (before * (1 - before) / rows + after * (1 - after) / rows) ** 0.5
+        assert after - before > 2 * deviation
+    lines = (tmp_path / "run" / "stages" / "3-on-policy" / "metrics.jsonl").read_text()
+    divergences = [json.loads(line)["kl"] for line in lines.splitlines()]
+    assert sum(divergences[-10:]) < 0.7 * sum(divergences[:10])
 
 
 @pytest.mark.slow
