@@ -111,14 +111,16 @@ def reinforced(steps: int) -> GRPOConfig:
 def pretraining() -> WarmUp:
     """Return raw text of everything, in no format, good and bad, thoughts in either language."""
     parts: dict[str, tuple[float, ReplySource]] = {
-        "english": (3.0, Thoughts(task=ENGLISH, reasons=0.9, foreign=0.3)),
-        "russian": (2.0, Thoughts(task=RUSSIAN, reasons=0.9, foreign=0.3)),
-        "lists": (1.0, Answers(task=LISTS, right=0.8)),
+        "english": (2.0, Thoughts(task=ENGLISH, reasons=0.5, foreign=0.3)),
+        "russian": (2.0, Thoughts(task=RUSSIAN, reasons=0.5, foreign=0.3)),
+        "lists": (1.5, Answers(task=LISTS, right=0.8)),
         "requests": (1.0, Answers(task=REQUESTS, right=0.5)),
         "refusals": (1.0, Answers(task=REFUSALS, right=0.5)),
     }
-    texts = {name: (weight, RawTexts(replies=own)) for name, (weight, own) in parts.items()}
-    return WarmUp(data=MixedDocuments(sources=texts), training=supervised(1_200))
+    texts = {
+        name: (weight, RawTexts(replies=own, tagged=0.05)) for name, (weight, own) in parts.items()
+    }
+    return WarmUp(data=MixedDocuments(sources=texts), training=supervised(2_000))
 
 
 def rejection(task: TaskMixture, *, prompts: int) -> Rejection:
@@ -140,8 +142,8 @@ def rejection(task: TaskMixture, *, prompts: int) -> Rejection:
 def r1() -> R1:
     """All stages of DeepSeek-R1 on a laptop; a real model by --model FOLDER --student FOLDER."""
     thoughts = {
-        "english": (2.0, Thoughts(task=ENGLISH, reasons=0.6, foreign=0.3)),
-        "russian": (1.0, Thoughts(task=RUSSIAN, reasons=0.6, foreign=0.3)),
+        "english": (2.0, Thoughts(task=ENGLISH, reasons=0.7, foreign=0.2)),
+        "russian": (1.0, Thoughts(task=RUSSIAN, reasons=0.7, foreign=0.2)),
     }
     others = {
         "lists": (1.0, Answers(task=LISTS)),
@@ -153,12 +155,12 @@ def r1() -> R1:
         student=FromScratch(layers=2, width=48, heads=4, vocabulary=512),
         pretraining=pretraining(),
         cold_start=Finetuning(
-            data=MixedChats(sources=thoughts), chats=1_000, training=supervised(100, rate=0.3)
+            data=MixedChats(sources=thoughts), chats=2_000, training=supervised(200, rate=0.3)
         ),
-        reasoning=Reinforcement(task=sums(), reward=rules(sums()), training=reinforced(60)),
+        reasoning=Reinforcement(task=sums(), reward=rules(sums()), training=reinforced(80)),
         rejection=rejection(sums(), prompts=1_024),
         finetuning=Finetuning(
-            data=MixedChats(sources=others), chats=2_400, training=supervised(300, rate=0.5)
+            data=MixedChats(sources=others), chats=6_000, training=supervised(800, rate=0.7)
         ),
         preferences=Preferences(
             pairs=AnswerPairs(task=REQUESTS),
@@ -169,14 +171,14 @@ def r1() -> R1:
                 heldout_every=20,
             ),
             task="requests",
-            last_steps=30,
+            last_steps=40,
         ),
         scenarios=Reinforcement(
-            task=everything(), reward=rules(everything()), training=reinforced(60)
+            task=everything(), reward=rules(everything()), training=reinforced(80)
         ),
         distillation=Distillation(
-            outputs=rejection(everything(), prompts=2_048),
-            sft=supervised(300, rate=0.5),
+            outputs=rejection(everything(), prompts=4_096),
+            sft=supervised(500, rate=0.7),
             on_policy=DistillConfig(
                 steps=60,
                 prompts_per_step=128,
