@@ -12,7 +12,7 @@ from torch import Tensor
 from launch import streams
 from posttrain.data.tasks.asking import Lazily, ask, check_sizes, in_tags
 from posttrain.data.tasks.base import Prompt
-from posttrain.data.tasks.words import NAMES, THINGS
+from posttrain.data.tasks.words import THINGS
 from posttrain.rewards import Reward, Sample, parse_reward
 from posttrain.rewards.answer import extract_answer
 
@@ -24,16 +24,14 @@ _TRAIN = (
     "Name the {place} of: {words}.",
     "Which is the {place} word: {words}?",
     "Say the {place} one: {words}.",
-    "What comes {place}: {words}?",
+    "What comes {place} here: {words}?",
+    "Take the {place} of these: {words}.",
     "I need the {place} word of: {words}.",
-    "{name} needs the {place} of these: {words}.",
-    "Tell {name} which is {place}: {words}.",
-    "{name} asks which word is the {place} here: {words}.",
 )
 _HELDOUT = (
     "Say the {place} of: {words}.",
-    "{name} asks which is the {place}: {words}.",
-    "Name the {place} word of these: {words}.",
+    "Name the {place} word: {words}.",
+    "Which is the {place} one here: {words}?",
 )
 
 
@@ -62,7 +60,7 @@ class WordLists:
 
     >>> prompt = WordLists().train()[0]
     >>> prompt.messages[0]["content"], prompt.answer
-    ('Ben asks which word is the third here: lamp, chair, spoon, table.', 'spoon')
+    ('I need the third word of: lamp, chair, spoon, table.', 'spoon')
     """
 
     size: int = 100_000
@@ -90,6 +88,5 @@ class WordLists:
         answer = words[place]
         other = draws.choice([word for word in words if word != answer])
         metadata = {"wording": wording, "good": in_tags(answer), "bad": in_tags(other)}
-        name = draws.choice(NAMES)
-        question = wording.format(place=_PLACES[place], words=", ".join(words), name=name)
+        question = wording.format(place=_PLACES[place], words=", ".join(words))
         return ask(question, answer, system=None, form="chat", metadata=metadata)
