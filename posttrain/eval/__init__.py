@@ -3,6 +3,7 @@
 from posttrain.eval.contamination import Overlap, contaminated
 from posttrain.eval.intervals import Interval, gain_with_interval, mean_with_interval
 from posttrain.eval.pass_at_k import avg_at_k, maj_at_k, pass_at_k
+from posttrain.eval.ranking import auc, auc_with_interval
 from posttrain.eval.run import Evaluation, evaluate
 from posttrain.eval.table import Comparison, figures
 
@@ -11,6 +12,8 @@ __all__ = [
     "Evaluation",
     "Interval",
     "Overlap",
+    "auc",
+    "auc_with_interval",
     "avg_at_k",
     "contaminated",
     "evaluate",

@@ -41,6 +41,7 @@ from posttrain.objectives.preference import (
     SimPO,
     needs_reference_point,
 )
+from posttrain.objectives.process_reward import StepObjective, StepReward
 from posttrain.objectives.reward_model import BradleyTerry, ComparisonObjective
 from posttrain.objectives.sapo import SAPO
 from posttrain.objectives.sft import SFT
@@ -79,6 +80,8 @@ __all__ = [
     "ReverseKL",
     "SampledReverseKL",
     "SimPO",
+    "StepObjective",
+    "StepReward",
     "TruncatedImportance",
     "ValueLoss",
     "clip_limits",

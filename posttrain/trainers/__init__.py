@@ -14,6 +14,7 @@ from posttrain.trainers.distill import DistillConfig, train_on_policy_distillati
 from posttrain.trainers.outputs import OutputsConfig, teacher_outputs
 from posttrain.trainers.policy import GRPOConfig, train_grpo
 from posttrain.trainers.preference import PreferenceConfig, train_preferences
+from posttrain.trainers.process_reward import ProcessRewardConfig, train_process_reward_model
 from posttrain.trainers.reward_model import RewardModelConfig, train_reward_model
 from posttrain.trainers.supervised import SFTConfig, train_sft
 
@@ -28,6 +29,7 @@ __all__ = [
     "MaxRL",
     "OutputsConfig",
     "PreferenceConfig",
+    "ProcessRewardConfig",
     "ProcessSupervised",
     "ReinforcePlusPlus",
     "RewardModelConfig",
@@ -37,6 +39,7 @@ __all__ = [
     "train_grpo",
     "train_on_policy_distillation",
     "train_preferences",
+    "train_process_reward_model",
     "train_reward_model",
     "train_sft",
 ]
