@@ -19,7 +19,16 @@ from posttrain.rollout.batch import Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Completions", "LanguageSteps", "RolloutValue", "Tokens", "Verified", "line_breaks"]
+__all__ = [
+    "Completions",
+    "LanguageSteps",
+    "RolloutValue",
+    "Tokens",
+    "Verified",
+    "finished",
+    "line_breaks",
+    "rollout_seed",
+]
 
 Tokens = tuple[int, ...]
 """The tokens of a completion so far, without those of its prompt."""
@@ -120,8 +129,13 @@ class Verified:
         stopped = bool(state) and state[-1] in self.stop_tokens
         if not stopped and len(state) < self.max_tokens:
             return self.unfinished
+        return float(self.reward([self.sample(state)])[0])
+
+    def sample(self, state: Tokens) -> Sample:
+        """Return a finished completion as rewards see it."""
+        stopped = bool(state) and state[-1] in self.stop_tokens
         shown = list(state[:-1] if stopped else state)
-        sample = Sample(
+        return Sample(
             prompt=self.tokenizer.decode(list(self.prompt)),
             completion=self.tokenizer.decode(shown, skip_special_tokens=False),
             answer=self.answer,
@@ -129,7 +143,6 @@ class Verified:
             prompt_tokens=self.prompt,
             finish_reason="stop" if stopped else "length",
         )
-        return float(self.reward([sample])[0])
 
 
 @dataclass(eq=False, kw_only=True)
@@ -154,18 +167,55 @@ class RolloutValue:
 
     def __call__(self, state: Tokens, /) -> float:
         """Return the value of a state."""
-        left = self.sampling.max_tokens - len(state)
-        if left <= 0 or (state and state[-1] in self.sampling.stop_tokens):
-            return self.verified(state)
-        rollout = self.engine.generate(
-            [self.verified.prompt + state],
-            replace(self.sampling, max_tokens=left),
-            self.count,
-            seeds=[_seed(self.seed, "rollout", state)],
-        )
-        ends = rollout.completions()
-        self.spent += sum(map(len, ends))
-        return sum(self.verified((*state, *tokens)) for tokens in ends) / self.count
+        start = (self.verified.prompt, state)
+        seeds = [rollout_seed(self.seed, state)]
+        [ends] = finished(self.engine, self.sampling, [start], self.count, seeds=seeds)
+        self.spent += sum(len(end) - len(state) for end in ends)
+        return sum(self.verified(end) for end in ends) / len(ends)
+
+
+def finished(
+    engine: Generates,
+    sampling: Sampling,
+    starts: Sequence[tuple[Tokens, Tokens]],
+    count: int,
+    *,
+    seeds: Sequence[int],
+) -> list[list[Tokens]]:
+    """Return ``count`` completions that go on from each start, all drawn in one batch.
+
+    Args:
+        engine: Draws them.
+        sampling: ``max_tokens`` of a whole completion, what is written included.
+        starts: Each a prompt and what is written of its completion.
+        count: How many of each; a completion that is over already is itself, once.
+        seeds: One for each start; what is drawn depends on it and the start alone.
+    """
+    lefts = [sampling.max_tokens - len(state) for _, state in starts]
+    alive = [
+        i
+        for i, (_, state) in enumerate(starts)
+        if lefts[i] > 0 and not (state and state[-1] in sampling.stop_tokens)
+    ]
+    found: list[list[Tokens]] = [[state] for _, state in starts]
+    if not alive:
+        return found
+    rollout = engine.generate(
+        [starts[i][0] + starts[i][1] for i in alive],
+        replace(sampling, max_tokens=max(lefts[i] for i in alive)),
+        count,
+        seeds=[seeds[i] for i in alive],
+    )
+    drawn = rollout.completions()
+    for place, i in enumerate(alive):
+        own = drawn[place * count : (place + 1) * count]
+        found[i] = [(*starts[i][1], *tokens[: lefts[i]]) for tokens in own]
+    return found
+
+
+def rollout_seed(seed: int, state: Tokens) -> int:
+    """Return the seed of what goes on from a state."""
+    return _seed(seed, "rollout", state)
 
 
 @dataclass(frozen=True, slots=True)
