@@ -8,11 +8,11 @@ from posttrain.recipes.chat import ChatJob
 from posttrain.recipes.distill_job import DistillJob
 from posttrain.recipes.evaluation import EvalJob
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob
-from posttrain.recipes.reward_jobs import RewardModelJob
+from posttrain.recipes.reward_jobs import ProcessRewardJob, RewardModelJob
 from posttrain.rollout import Sampling
 from posttrain.trainers import DistillConfig, OutputsConfig, SFTConfig
 
-__all__ = ["chat", "distill", "dpo", "evaluate", "grpo", "ppo_llm", "reward_model", "sft"]
+__all__ = ["chat", "distill", "dpo", "evaluate", "grpo", "ppo_llm", "prm", "reward_model", "sft"]
 
 
 def sft() -> SFTJob:
@@ -47,6 +47,18 @@ def reward_model() -> RewardModelJob:
         optimizer=AdamW(learning_rate=6e-6),
         save_every=50,
         heldout_every=25,
+    )
+
+
+def prm() -> ProcessRewardJob:
+    """Make a process reward model of --model from labelled steps: --data steps.jsonl."""
+    return ProcessRewardJob(
+        steps=1_000,
+        solutions_per_step=128,
+        row_length=4_096,
+        optimizer=AdamW(learning_rate=1e-6),
+        save_every=100,
+        heldout_every=50,
     )
 
 

@@ -17,8 +17,9 @@ from posttrain.recipes.instructed import InstructionPairs
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob, WarmUp
 from posttrain.recipes.r1_mini import R1Mini
 from posttrain.recipes.replies import Replies, ReplyPairs
-from posttrain.recipes.reward_jobs import RewardModelJob
+from posttrain.recipes.reward_jobs import ProcessRewardJob, RewardModelJob
 from posttrain.recipes.sources import FromScratch, RawLines, WorkedSums
+from posttrain.recipes.step_sources import RolledOutSums
 from posttrain.recipes.worked import Mixture
 from posttrain.rewards import AnswerReward, FormatReward, WeightedSum
 from posttrain.rollout import Sampling
@@ -32,6 +33,7 @@ __all__ = [
     "dpo_mini",
     "grpo_mini",
     "ppo_llm_mini",
+    "prm_mini",
     "r1_mini",
     "r1_mini_control",
     "r1_zero_mini",
@@ -262,5 +264,32 @@ def distill_mini() -> DistillJob:
         ),
         evaluation=Evaluator(group_size=2, sampling=Sampling(max_tokens=48), greedy=False),
         problems=256,
+        runtime=RuntimeConfig(threads=1),
+    )
+
+
+def prm_mini() -> ProcessRewardJob:
+    """A minute of a process reward model: a model that errs labels its own steps by rollouts."""
+    task = sums((3, 4), heldout=128)
+    return ProcessRewardJob(
+        model=FromScratch(layers=2, width=64, heads=4, texts=500),
+        data=RolledOutSums(task=task, problems=600, rollouts=8),
+        warm_up=WarmUp(
+            data=WorkedSums(task=task, mixture=Mixture(first=1.0)),
+            training=SFTConfig(
+                steps=420,
+                documents_per_step=32,
+                row_length=128,
+                shuffle=False,
+                optimizer=MuonAdamW(learning_rate=0.02, adamw=AdamW(learning_rate=4e-3)),
+                schedule=Linear(warmup=10),
+            ),
+        ),
+        steps=60,
+        solutions_per_step=32,
+        optimizer=AdamW(learning_rate=1e-3),
+        schedule=Cosine(warmup=4, final=0.1),
+        save_every=20,
+        heldout_every=20,
         runtime=RuntimeConfig(threads=1),
     )

@@ -12,18 +12,21 @@ from launch.runtime import Runtime
 from posttrain.critics import SecondModel, TwoModels
 from posttrain.models import load_model
 from posttrain.objectives import DPO, IPO, KTO, ORPO, PreferenceObjective, SimPO
+from posttrain.process_reward_models import load_process_reward_model
 from posttrain.recipes import tiny
 from posttrain.recipes.actor_critic_job import ActorCriticJob
 from posttrain.recipes.distill_job import DistillJob
 from posttrain.recipes.evaluation import Evaluator
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob
 from posttrain.recipes.r1_mini import R1Mini
-from posttrain.recipes.reward_jobs import RewardModelJob
+from posttrain.recipes.reward_jobs import ProcessRewardJob, RewardModelJob
 from posttrain.recipes.sources import FromScratch, RawLines, WorkedSums
+from posttrain.recipes.step_sources import RolledOutSums
 from posttrain.reward_models import load_reward_model
 from posttrain.rollout import Sampling
 
 Job = SFTJob | GRPOJob | ActorCriticJob | PreferenceJob | RewardModelJob | DistillJob | R1Mini
+Job = SFTJob | GRPOJob | PreferenceJob | RewardModelJob | ProcessRewardJob | R1Mini
 
 
 def run(job: Job, output: Path) -> list[dict[str, float]]:
@@ -130,6 +133,20 @@ def test_distill_mini_learns(tmp_path: Path) -> None:
     lines = (tmp_path / "run" / "stages" / "3-on-policy" / "metrics.jsonl").read_text()
     divergences = [json.loads(line)["kl"] for line in lines.splitlines()]
     assert sum(divergences[-10:]) < 0.7 * sum(divergences[:10])
+
+
+def test_prm_mini_tells_right_steps_from_wrong_ones(tmp_path: Path) -> None:
+    job = tiny.prm_mini()
+    assert isinstance(job.data, RolledOutSums)
+    run(replace(job, data=replace(job.data, problems=300), steps=40), tmp_path / "run")
+    items = [json.loads(x) for x in (tmp_path / "run" / "items.jsonl").read_text().splitlines()]
+    [rows] = [item["rows"] for item in items if item["name"] == "Held-out steps"]
+    lows = [float(row["AUC"].partition("[")[2].partition(",")[0]) for row in rows]
+    assert [row["labels"] for row in rows] == ["its labels", "the truth", "the truth"]
+    assert lows[0] > 0.6
+    assert lows[1] > 0.6
+    assert lows[2] > 0.85  # the labels of rollouts themselves
+    load_process_reward_model(tmp_path / "run" / "model")
 
 
 @pytest.mark.slow
