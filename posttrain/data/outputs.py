@@ -16,7 +16,7 @@ from posttrain.data.packing import Document
 from posttrain.data.tasks.base import Prompt
 from posttrain.models import LanguageModel
 
-__all__ = ["Output", "load_outputs", "output_documents", "write_outputs"]
+__all__ = ["Output", "load_outputs", "output_documents", "output_row", "write_outputs"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +37,7 @@ def write_outputs(path: Path | str, outputs: Sequence[Output]) -> None:
     A chat is ``{"prompt": [messages], "completion": ...}``, which the recipe ``sft`` reads too;
     text that a base model continues has ``text`` in place of ``prompt``.
     """
-    lines = [json.dumps(_row(output), ensure_ascii=False) + "\n" for output in outputs]
+    lines = [json.dumps(output_row(output), ensure_ascii=False) + "\n" for output in outputs]
     atomic_write(Path(path), "".join(lines))
 
 
@@ -75,7 +75,8 @@ def output_documents(lm: LanguageModel, outputs: Sequence[Output]) -> list[Docum
     return documents
 
 
-def _row(output: Output) -> dict[str, Any]:
+def output_row(output: Output) -> dict[str, Any]:
+    """Return an output as a line of ``write_outputs`` holds it."""
     prompt = output.prompt
     asked: dict[str, Any] = {"text": prompt.text}
     if prompt.messages is not None:

@@ -12,32 +12,23 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launch.errors import UsageError
 from launch.folder import atomic_write
 from posttrain.data.chat import encode_chats
 from posttrain.data.conversations import load_conversations
 from posttrain.data.packing import Document
+from posttrain.models import LanguageModel
+from posttrain.vocabulary import model_vocabulary
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from posttrain.models import LanguageModel
-
-__all__ = ["StageData", "fingerprint", "read_record", "write_stage_data"]
-
-
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a checksum of a tokenizer's vocabulary and chat template."""
-    known = [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+__all__ = ["StageData", "read_record", "write_stage_data"]
 
 
 def write_stage_data(
     path: Path,
     rows: Sequence[Mapping[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: str,
     counts: Mapping[str, int] | None = None,
 ) -> None:
     """Write ``rows`` as ``path`` and the record beside it; each whole or not at all.
@@ -45,14 +36,14 @@ def write_stage_data(
     Args:
         path: Ends with ``.jsonl``.
         rows: Conversations, as ``posttrain.data.conversations`` reads them.
-        tokenizer: Of the model that wrote them.
+        tokenizer: Fingerprint of the tokenizer that they were written with.
         counts: What else there is to say about them, such as how many were dropped and why.
     """
     text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
     record = {
         "lines": len(rows),
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "tokenizer": fingerprint(tokenizer),
+        "tokenizer": tokenizer,
         "counts": dict(counts or {}),
     }
     _record_of(path).unlink(missing_ok=True)
@@ -60,14 +51,13 @@ def write_stage_data(
     atomic_write(_record_of(path), json.dumps(record, indent=2) + "\n")
 
 
-def read_record(
-    path: Path, tokenizer: PreTrainedTokenizerBase | None, remedy: str
-) -> Mapping[str, Any] | None:
+def read_record(path: Path, tokenizer: str | None, remedy: str) -> Mapping[str, Any] | None:
     """Return the record of stage data, after a look at the file; None if there is none yet.
 
     Args:
         path: Of the JSONL file.
-        tokenizer: Of the model that is to learn from it; None does not compare.
+        tokenizer: Fingerprint of that of the model which is to learn from it; None does not
+            compare.
         remedy: What to do if it cannot be used, such as a command.
 
     Raises:
@@ -87,7 +77,7 @@ def read_record(
             f"{path} is not the file that {record.name} beside it describes ({said['lines']} "
             f"lines): it was cut or changed. {remedy}"
         )
-    if tokenizer is not None and fingerprint(tokenizer) != said["tokenizer"]:
+    if tokenizer is not None and tokenizer != said["tokenizer"]:
         raise UsageError(
             f"{path} was made with another tokenizer than that of the model that is to learn from "
             f"it: {remedy}"
@@ -122,7 +112,7 @@ class StageData:
         Raises:
             UsageError: It was made with another tokenizer.
         """
-        read_record(Path(self.path), lm.tokenizer, _MAKE)
+        read_record(Path(self.path), model_vocabulary(lm).fingerprint, _MAKE)
         return encode_chats(lm.tokenizer, load_conversations(Path(self.path)))
 
 

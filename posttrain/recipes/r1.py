@@ -34,6 +34,7 @@ from posttrain.recipes.sources import FromScratch
 from posttrain.rewards import FormatReward, LanguageConsistency, WeightedSum
 from posttrain.rollout import Sampling
 from posttrain.trainers.distill import DistillConfig
+from posttrain.trainers.outputs import OutputsConfig
 from posttrain.trainers.policy import GRPOConfig
 from posttrain.trainers.reward_model import RewardModelConfig
 from posttrain.trainers.supervised import SFTConfig
@@ -129,14 +130,16 @@ def rejection(task: TaskMixture, *, prompts: int) -> Rejection:
         FilterOfTask("english", OneScript("latin")),
         FilterOfTask("russian", OneScript("cyrillic")),
     )
-    return Rejection(
-        task=task,
-        prompts=prompts,
+    outputs = OutputsConfig(
+        steps=-(-prompts // 64),
+        prompts_per_step=64,
         group_size=4,
         sampling=Sampling(max_tokens=96),
         most_per_prompt=2,
         keep=keep,
+        save_every=10,
     )
+    return Rejection(task=task, outputs=outputs)
 
 
 def r1() -> R1:

@@ -30,10 +30,9 @@ from posttrain.recipes.r1_stages import (
     Rejection,
     finetune,
     fresh,
-    kept_rows,
     learn_preferences,
     reinforce,
-    sample_and_select,
+    selected,
     with_helpfulness,
 )
 from posttrain.recipes.r1_summary import summarise
@@ -201,7 +200,7 @@ def rejection(job: R1, shelf: Shelf, stage: Runtime) -> None:
     """The model's own right answers, as data."""
     lm = shelf.take("2-reasoning-rl")
     keep_config(job.rejection, stage)
-    shelf.rows = selected(job.rejection, lm, stage)
+    shelf.rows = selected(job.rejection, lm, stage, name="2-reasoning-rl")
 
 
 def finetuning(job: R1, shelf: Shelf, stage: Runtime) -> LanguageModel:
@@ -244,7 +243,8 @@ def distilled_sft(job: R1, shelf: Shelf, stage: Runtime) -> LanguageModel:
     lm, cfg = shelf.take("6-student-base"), job.distillation
     keep_config(cfg.sft, stage)
     with stage.stage("outputs", to_yaml(cfg.outputs)) as outputs:
-        rows = selected(cfg.outputs, shelf.take("5-all-scenarios-rl"), outputs)
+        teacher = shelf.take("5-all-scenarios-rl")
+        rows = selected(cfg.outputs, teacher, outputs, name="5-all-scenarios-rl")
     finetune(cfg.sft, lambda: (rows, {}), lm, stage)
     return lm
 
@@ -284,21 +284,6 @@ STAGES: Mapping[str, Callable[[R1, Shelf, Runtime], LanguageModel | None]] = {
 def conversations(cfg: Finetuning, stage: Runtime) -> list[Mapping[str, Any]]:
     """Return the conversations of a stage as rows."""
     return [{"messages": list(chat)} for chat in cfg.data.chats(cfg.chats, stage.seed)]
-
-
-def selected(cfg: Rejection, lm: LanguageModel, stage: Runtime) -> list[Mapping[str, Any]]:
-    """Return what rejection sampling keeps, as rows; the stage keeps them too."""
-
-    def make() -> tuple[list[dict[str, Any]], Mapping[str, int]]:
-        outputs = sample_and_select(cfg, lm, stage)
-        if not outputs.rows:
-            raise UsageError(
-                f"rejection sampling kept none of {outputs.counts.get('sampled', 0)} completions "
-                f"({outputs.counts}): train the stages before it longer, or ask for less"
-            )
-        return outputs.rows, outputs.counts
-
-    return kept_rows(make, lm, stage)
 
 
 def keep_config(config: Any, stage: Runtime) -> None:  # noqa: ANN401 any dataclass

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from launch.folder import atomic_write
-from launch.metrics import Mean
 from launch.runtime import Runtime
-from posttrain.data.chat import encode_chats, encode_prompt
+from posttrain.data.chat import encode_chats
 from posttrain.data.order import shuffled
-from posttrain.data.rejection import Filter, select
+from posttrain.data.outputs import output_row
+from posttrain.data.rejection import Filter
 from posttrain.data.stage_data import read_record, write_stage_data
 from posttrain.data.tasks import Prompt, Task
 from posttrain.models import LanguageModel
@@ -30,13 +30,12 @@ from posttrain.reward_models import RewardModel, outcome_model
 from posttrain.rewards import Late, Reward, Sample, WeightedSum, score
 from posttrain.rewards.checking import reward_name
 from posttrain.rewards.model import reward_of
-from posttrain.rollout import Engine, Sampling
-from posttrain.rollout.samples import as_samples
 from posttrain.trainers.distill import DistillConfig
+from posttrain.trainers.outputs import OutputsConfig, teacher_outputs
 from posttrain.trainers.policy import GRPOConfig, train_grpo
 from posttrain.trainers.reward_model import RewardModelConfig, train_reward_model
-from posttrain.trainers.rollouts import stopping
 from posttrain.trainers.supervised import SFTConfig, train_sft
+from posttrain.vocabulary import model_vocabulary
 
 __all__ = [
     "ChatSource",
@@ -52,7 +51,7 @@ __all__ = [
     "kept_rows",
     "learn_preferences",
     "reinforce",
-    "sample_and_select",
+    "selected",
     "with_helpfulness",
 ]
 
@@ -99,17 +98,8 @@ class Rejection:
     """Rejection sampling: of a model's completions, those that are fit to be learnt from."""
 
     task: Task
-    """Its own reward says what is right, by 1."""
-    prompts: int
-    """Different prompts that are asked."""
-    group_size: int
-    """Completions of each."""
-    sampling: Sampling
-    most_per_prompt: int = 2
-    keep: tuple[Filter, ...] = ()
-    """What a right completion has to pass besides, such as ``OneScript``."""
-    prompts_per_step: int = 64
-    """Asked between two looks at the progress; a run goes on after the last one saved."""
+    """Its own reward says what is right."""
+    outputs: OutputsConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,9 +177,10 @@ def kept_rows(make: Make, lm: LanguageModel, stage: Runtime) -> list[Mapping[str
         return list(make()[0])
     path = stage.output / "data.jsonl"
     remedy = f"remove {path.parent}, then go on with --resume, which makes it again"
-    if read_record(path, lm.tokenizer, remedy) is None:
+    tokenizer = model_vocabulary(lm).fingerprint
+    if read_record(path, tokenizer, remedy) is None:
         rows, counts = make()
-        stage.on_main(lambda: write_stage_data(path, rows, lm.tokenizer, counts))
+        stage.on_main(lambda: write_stage_data(path, rows, tokenizer, counts))
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
@@ -227,69 +218,17 @@ def prompt_row(prompt: Prompt) -> dict[str, Any]:
     return {"prompt": asked, "answer": str(prompt.answer)}
 
 
-class Outputs:
-    """Completions that were kept so far, and what became of the others."""
+def selected(
+    cfg: Rejection, lm: LanguageModel, stage: Runtime, *, name: str
+) -> list[Mapping[str, Any]]:
+    """Return what rejection sampling keeps of ``lm``'s answers; the stage keeps it too."""
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.counts: dict[str, int] = {}
+    def make() -> tuple[list[dict[str, Any]], Mapping[str, int]]:
+        prompts, reward = cfg.task.train(), cfg.task.reward
+        outputs = teacher_outputs(cfg.outputs, lm, prompts, reward, stage, name=name)
+        return [output_row(output) for output in outputs], {}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {"rows": self.rows, "counts": self.counts}
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Take what ``state_dict`` returned."""
-        self.rows, self.counts = list(state_dict["rows"]), dict(state_dict["counts"])
-
-
-def sample_and_select(cfg: Rejection, lm: LanguageModel, stage: Runtime) -> Outputs:
-    """Return conversations of ``lm``'s right answers, and counts of what was dropped and why.
-
-    A step of the stage asks ``prompts_per_step`` prompts. What is drawn and kept follows from the
-    stage's seed alone.
-    """
-    prompts = different(cfg.task.train(), cfg.prompts, stage.seed)
-    engine, outputs = Engine(lm.model.to(stage.device)), Outputs()
-    sampling = stopping(cfg.sampling, lm)
-    steps = -(-len(prompts) // cfg.prompts_per_step)
-    state = {"outputs": outputs}
-    for step in stage.steps(steps, state=state, save_every=10, headline=("kept", "right")):
-        first = (step - 1) * cfg.prompts_per_step
-        part = prompts[first : first + cfg.prompts_per_step]
-        share = stage.share(len(part))
-        mine = [part[i] for i in share]
-        encoded = [encode_prompt(lm.tokenizer, prompt) for prompt in mine]
-        samples: list[Sample] = []
-        if mine:
-            seeds = stage.seeds("outputs", step, share)
-            rollout = engine.generate(encoded, sampling, cfg.group_size, seeds=seeds)
-            answers = [prompt.answer for prompt in mine]
-            samples = as_samples(lm.tokenizer, encoded, answers, rollout, cfg.group_size)
-        scores = score(cfg.task.reward, samples)[0].tolist() if samples else []
-        drawn, marks = stage.gather_objects(samples), stage.gather_objects(scores)
-        chosen = select(
-            drawn, marks, most_per_prompt=cfg.most_per_prompt, seed=stage.seed, keep=cfg.keep
-        )
-        for i in chosen.kept:
-            asked = prompt_row(part[i // cfg.group_size])
-            outputs.rows.append({"prompt": asked["prompt"], "completion": drawn[i].completion})
-        counts = {name: outputs.counts.get(name, 0) + n for name, n in chosen.counts.items()}
-        outputs.counts = counts
-        right = sum(mark >= 1 for mark in marks)
-        stage.log(step, {"kept": len(outputs.rows), "right": Mean(right, len(marks))})
-    return outputs
-
-
-def different(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
-    """Return ``count`` prompts, all different, in a shuffled order; fewer if there are no more."""
-    found: dict[str, Prompt] = {}
-    for index in shuffled(len(prompts), 0, len(prompts), seed):
-        row = prompt_row(prompts[index])
-        found.setdefault(json.dumps(row["prompt"]), prompts[index])
-        if len(found) == count:
-            break
-    return list(found.values())
+    return kept_rows(make, lm, stage)
 
 
 def learn_preferences(cfg: Preferences, lm: LanguageModel, stage: Runtime) -> RewardModel:

@@ -25,8 +25,16 @@ from posttrain.recipes.step_sources import RolledOutSums
 from posttrain.reward_models import load_reward_model
 from posttrain.rollout import Sampling
 
-Job = SFTJob | GRPOJob | ActorCriticJob | PreferenceJob | RewardModelJob | DistillJob | R1Mini
-Job = SFTJob | GRPOJob | PreferenceJob | RewardModelJob | ProcessRewardJob | R1Mini
+Job = (
+    SFTJob
+    | GRPOJob
+    | ActorCriticJob
+    | PreferenceJob
+    | RewardModelJob
+    | ProcessRewardJob
+    | DistillJob
+    | R1Mini
+)
 
 
 def run(job: Job, output: Path) -> list[dict[str, float]]:
