@@ -16,7 +16,8 @@ from posttrain.eval import Interval
 from posttrain.eval.report import before_and_after
 from posttrain.models import LanguageModel
 from posttrain.objectives import SampledReverseKL
-from posttrain.recipes.evaluation import Evaluator, show_summary
+from posttrain.recipes.evaluation import show_summary
+from posttrain.recipes.evaluator import Evaluator
 from posttrain.recipes.jobs import WarmUp, check_form, given, leave_model
 from posttrain.recipes.sources import FromScratch, ModelSource, Pretrained, parse_model
 from posttrain.rewards import Reward, parse_reward

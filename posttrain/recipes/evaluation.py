@@ -11,52 +11,13 @@ from launch.config import resumable
 from launch.errors import UsageError
 from launch.runtime import Runtime, RuntimeConfig
 from posttrain.data.tasks import Prompt, Task, parse_task
-from posttrain.eval import Comparison, Evaluation, Interval, evaluate, figures
+from posttrain.eval import Comparison, Evaluation, Interval, figures
 from posttrain.eval.report import before_and_after
-from posttrain.models import LanguageModel
+from posttrain.recipes.evaluator import Evaluator
 from posttrain.recipes.jobs import check_form, given
 from posttrain.recipes.sources import ModelSource, Pretrained, parse_model
-from posttrain.rewards import Reward
-from posttrain.rollout import Engine, Sampling
-from posttrain.trainers.rollouts import stopping
 
-__all__ = ["EvalJob", "Evaluator", "leave_table", "show_summary"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluator:
-    """How a model is judged on a list of problems."""
-
-    group_size: int = 8
-    """Completions of each problem; also the k of maj@k and pass@k."""
-    sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=512))
-    """The model's own stop tokens are used where none are given."""
-    greedy: bool = True
-    """Decode each problem once at temperature 0 as well."""
-    batch: int = 64
-    """Problems that the engine gets at once; memory only."""
-
-    def __post_init__(self) -> None:
-        for name in ("group_size", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
-
-    def judge(
-        self, lm: LanguageModel, prompts: Sequence[Prompt], reward: Reward, run: Runtime
-    ) -> Evaluation:
-        """Judge ``lm``; which completions are drawn depends on the run's seed alone."""
-        return evaluate(
-            Engine(lm.model),
-            lm.tokenizer,
-            prompts,
-            reward,
-            stopping(self.sampling, lm),
-            samples_per_prompt=self.group_size,
-            seed=run.seed,
-            batch=self.batch,
-            greedy=self.greedy,
-            run=run,
-        )
+__all__ = ["EvalJob", "leave_table", "show_summary"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

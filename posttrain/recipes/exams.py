@@ -16,7 +16,7 @@ from launch.runtime import Runtime
 from posttrain.data.tasks import Task
 from posttrain.eval import Interval, gain_with_interval, mean_with_interval
 from posttrain.models import LanguageModel
-from posttrain.recipes.evaluation import Evaluator
+from posttrain.recipes.evaluator import Evaluator
 from posttrain.rewards import Reward
 from posttrain.rewards.checking import checked
 

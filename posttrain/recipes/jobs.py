@@ -13,6 +13,7 @@ from launch.runtime import Runtime, RuntimeConfig
 from posttrain.data.tasks import Prompt, Task, parse_task
 from posttrain.model_files import lacks_chat_template
 from posttrain.models import LanguageModel, save_model
+from posttrain.recipes.evaluator import Evaluator, heldout_probe
 from posttrain.recipes.replies import ReplyPairs
 from posttrain.recipes.sources import (
     ChatFile,
@@ -139,6 +140,12 @@ class GRPOJob(GRPOConfig):
     """A JSONL file of questions and answers, a reasoning-gym name, a hub id or module:Class."""
     reward: Reward | None = field(default=None, metadata={"parse": parse_reward})
     """``module:function``, a reward model's folder or an object; null takes the task's own."""
+    evaluation: Evaluator = field(
+        default_factory=lambda: Evaluator(group_size=1, greedy=False), metadata={"resumable": True}
+    )
+    """How held-out problems are looked at every ``probe_every`` steps, by the task's own reward."""
+    problems: int = resumable(128)
+    """Held-out problems that are looked at, at the most."""
     warm_up: WarmUp | None = field(default=None, metadata={"resumable": False})
     seed: int = 0
     trackers: tuple[str, ...] = resumable(())
@@ -150,6 +157,14 @@ class GRPOJob(GRPOConfig):
         check_reinforcement(self.model, self.task, self.warm_up, self.prompts_per_step)
         task = given(self.task)
         check_reward(task.reward if self.reward is None else self.reward)
+        if self.problems < 1:
+            raise UsageError(f"problems={self.problems}: give at least 1")
+        if self.probe_every and not len(task.heldout()):
+            raise UsageError(
+                f"probe_every={self.probe_every}, but the task holds no problems out to look at: "
+                "set probe_every to 0, or give a task that does (--task.heldout_share .05 of a "
+                "JSONL file)"
+            )
 
     def run(self, run: Runtime) -> None:
         """Train and leave the model in the run folder."""
@@ -157,7 +172,11 @@ class GRPOJob(GRPOConfig):
         lm = self.model.load(self.warm_up.data.texts(2_000) if self.warm_up else (), self.seed)
         if self.warm_up is not None:
             self.warm_up.run(lm, run, self.seed)
-        train_grpo(self, lm, task, run, reward=self.reward)
+        probe = None
+        if self.probe_every:
+            heldout = task.heldout()[: self.problems]
+            probe = heldout_probe(self.evaluation, lm, heldout, task.reward, run)
+        train_grpo(self, lm, task, run, reward=self.reward, probe=probe)
         leave_model(lm, run, self.model, task.train()[0])
 
 

@@ -8,7 +8,7 @@ from launch.schedule import Cosine, Linear
 from posttrain.data.rejection import OneScript
 from posttrain.data.tasks import Refusals, Requests, Task, TaskMixture, ToldSums, WordLists
 from posttrain.objectives import GRPO
-from posttrain.recipes.evaluation import Evaluator
+from posttrain.recipes.evaluator import Evaluator
 from posttrain.recipes.exams import Exam
 from posttrain.recipes.jobs import WarmUp
 from posttrain.recipes.r1_data import (

@@ -21,7 +21,8 @@ from posttrain.eval import report as draw
 from posttrain.log_probs import token_log_probs
 from posttrain.models import LanguageModel
 from posttrain.recipes.account import account
-from posttrain.recipes.evaluation import Evaluator, show_summary
+from posttrain.recipes.evaluation import show_summary
+from posttrain.recipes.evaluator import Evaluator
 from posttrain.recipes.jobs import leave_model
 from posttrain.recipes.sources import DocumentSource, FromScratch
 from posttrain.rewards import Reward, WeightedSum, parse_reward

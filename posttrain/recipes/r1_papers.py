@@ -56,7 +56,7 @@ def r1_zero_paper() -> GRPOJob:
     the base model and a task: --model FOLDER --task FILE.jsonl.
     """
     rewards: Rewards = {"accuracy": (1.0, AnswerReward()), "format": (1.0, FormatReward())}
-    return replace(job(r1_zero()), reward=WeightedSum(rewards), save_every=100, probe_every=100)
+    return replace(job(r1_zero()), reward=WeightedSum(rewards), save_every=100)
 
 
 def r1_stage1_paper() -> GRPOJob:
@@ -70,7 +70,7 @@ def r1_stage1_paper() -> GRPOJob:
         "format": (1.0, FormatReward()),
         "language": (1.0, LanguageConsistency("latin")),
     }
-    return replace(job(r1_stage1()), reward=WeightedSum(rewards), save_every=100, probe_every=100)
+    return replace(job(r1_stage1()), reward=WeightedSum(rewards), save_every=100)
 
 
 def r1_sft_paper() -> SFTJob:
@@ -154,4 +154,4 @@ def grpo_deepseekmath_paper() -> GRPOJob:
     Outcome supervision by a reward model: --reward FOLDER. For process supervision give
     --advantages posttrain.trainers:ProcessSupervised and a process reward model.
     """
-    return replace(job(grpo_deepseekmath()), schedule=Constant(), save_every=100, probe_every=100)
+    return replace(job(grpo_deepseekmath()), schedule=Constant(), save_every=100)

@@ -19,7 +19,7 @@ from launch.folder import atomic_write
 from launch.runtime import Runtime, RuntimeConfig
 from launch.streams import key
 from posttrain.models import LanguageModel, load_model, save_model
-from posttrain.recipes.evaluation import Evaluator
+from posttrain.recipes.evaluator import Evaluator
 from posttrain.recipes.exams import Exam, Marks, examine
 from posttrain.recipes.jobs import GIVE_TEMPLATE, WarmUp, check_template
 from posttrain.recipes.r1_stages import (
@@ -54,16 +54,16 @@ class R1:
     """The base model: made from nothing, or a folder."""
     student: ModelSource | None = field(default=None, metadata={"parse": parse_model})
     """A smaller base with the same tokenizer, to distil into; null leaves stage 6 out."""
-    pretraining: WarmUp
+    pretraining: WarmUp = field(metadata={"resumable": False})
     """What a base learns first that is made from nothing."""
-    cold_start: Finetuning
-    reasoning: Reinforcement
-    rejection: Rejection
-    finetuning: Finetuning
+    cold_start: Finetuning = field(metadata={"resumable": False})
+    reasoning: Reinforcement = field(metadata={"resumable": False})
+    rejection: Rejection = field(metadata={"resumable": False})
+    finetuning: Finetuning = field(metadata={"resumable": False})
     """Its conversations are those besides reasoning, mixed with what stage 3 has kept."""
-    preferences: Preferences
-    scenarios: Reinforcement
-    distillation: Distillation
+    preferences: Preferences = field(metadata={"resumable": False})
+    scenarios: Reinforcement = field(metadata={"resumable": False})
+    distillation: Distillation = field(metadata={"resumable": False})
     exams: Mapping[str, Exam]
     """Held-out problems by subject; every stage's model is judged on all of them."""
     evaluation: Evaluator = field(default_factory=Evaluator)

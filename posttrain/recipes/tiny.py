@@ -12,7 +12,7 @@ from posttrain.data.tasks.reasoning_gym import ReasoningGym
 from posttrain.objectives import GRPO
 from posttrain.recipes.actor_critic_job import ActorCriticJob
 from posttrain.recipes.distill_job import DistillJob
-from posttrain.recipes.evaluation import Evaluator
+from posttrain.recipes.evaluator import Evaluator
 from posttrain.recipes.instructed import InstructionPairs
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob, WarmUp
 from posttrain.recipes.r1_mini import R1Mini

@@ -88,6 +88,31 @@ def test_grpo_takes_the_users_own_reward(folder: Path, monkeypatch: pytest.Monke
     assert all(0 < record["reward"] <= 1 for record in records("own"))
 
 
+def test_grpo_looks_at_held_out_problems_with_sampling_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = "--task gsm8k.jsonl --task.heldout_share 0.3 --steps 3 --prompts_per_step 2"
+    flags += " --group_size 2 --sampling.max_tokens 4 --probe_every 2 --problems 3"
+    flags += " --evaluation.sampling.max_tokens 6 --reward posttrain.rewards:FormatReward"
+    assert main(["run", "grpo", "--model", "model", *flags.split()]) == 0
+    lines = Path("runs/grpo/metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert ["heldout/accuracy" in record for record in records] == [True, True, True]  # 1, 2, last
+    assert all(4 < record["heldout/length"] <= 6 for record in records)
+    refused = ["--task", "gsm8k.jsonl", "--probe_every", "2", "--output", "other"]
+    assert main(["run", "grpo", "--model", "model", *refused]) == 2
+    assert "the task holds no problems out" in capsys.readouterr().err
+
+
+def test_sft_counts_epochs(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--data", "chat.jsonl", "--epochs", "1.5", "--documents_per_step", "10"]
+    assert main(["run", "sft", "--model", "model", *flags, "--row_length", "64"]) == 0
+    lines = Path("runs/sft/metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 4  # 25 chats, 37.5 documents in steps of 10
+    assert main(["run", "sft", "--model", "model", *flags, "--epochs", "0", "--output", "x"]) == 2
+    assert "epochs=0.0: give a positive number" in capsys.readouterr().err
+
+
 def test_sft_trains_on_conversations() -> None:
     flags = ["--data", "chat.jsonl", "--steps", "3", "--row_length", "64"]
     assert main(["run", "sft", "--model", "model", "--output", "sft", *flags]) == 0

@@ -11,7 +11,7 @@ import torch
 from launch.runtime import Runtime
 from posttrain.data.tasks import Arithmetic
 from posttrain.models import LanguageModel, tiny_model, train_tokenizer
-from posttrain.recipes.evaluation import Evaluator
+from posttrain.recipes.evaluator import Evaluator
 from posttrain.recipes.exams import Exam, examine, verdicts
 from posttrain.rewards import Sample
 from posttrain.rollout import Sampling

@@ -16,7 +16,7 @@ from posttrain.process_reward_models import load_process_reward_model
 from posttrain.recipes import tiny
 from posttrain.recipes.actor_critic_job import ActorCriticJob
 from posttrain.recipes.distill_job import DistillJob
-from posttrain.recipes.evaluation import Evaluator
+from posttrain.recipes.evaluator import Evaluator
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob
 from posttrain.recipes.r1_mini import R1Mini
 from posttrain.recipes.reward_jobs import ProcessRewardJob, RewardModelJob
