@@ -1,4 +1,4 @@
-"""Trains each preference objective; run by accelerate on two processes, or imported."""
+"""Trains preference objectives and reward models; run on two processes, or imported."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from launch.optimizers import AdamW
 from launch.runtime import Runtime
 from posttrain.data.packing import Document
 from posttrain.data.preferences import Pair
-from posttrain.models import tiny_model, train_tokenizer
-from posttrain.objectives import DPO, IPO, KTO, ORPO, PreferenceObjective, SimPO
-from posttrain.trainers import PreferenceConfig, train_preferences
+from posttrain.data.step_labels import StepDocument
+from posttrain.models import LanguageModel, tiny_model, train_tokenizer
+from posttrain.objectives import DPO, IPO, KTO, ORPO, BradleyTerry, PreferenceObjective, SimPO
+from posttrain.process_reward_models import process_model
+from posttrain.reward_models import outcome_model
+from posttrain.trainers import (
+    PreferenceConfig,
+    ProcessRewardConfig,
+    RewardModelConfig,
+    train_preferences,
+    train_process_reward_model,
+    train_reward_model,
+)
 
 TEXTS = [f"{a} plus {b} is {a + b}" for a in range(10) for b in range(10)]
 JOBS: dict[str, tuple[PreferenceObjective, int]] = {
@@ -21,6 +31,8 @@ JOBS: dict[str, tuple[PreferenceObjective, int]] = {
     "orpo": (ORPO(), 5),
     "kto": (KTO(beta=0.5), 5),
 }
+REWARDS = {"pairs-5": 5, "pairs-1": 1, "steps-5": 5, "steps-1": 1}
+"""Reward models, from so many pairs or solutions a step."""
 
 
 def train_all(output: Path) -> None:
@@ -48,6 +60,45 @@ def train_all(output: Path) -> None:
             lm = tiny_model(tokenizer, layers=1, width=16, heads=2, seed=1)
             with run.stage(name) as stage:
                 train_preferences(cfg, lm.model, pairs[:-3], stage, heldout=pairs[-3:])
+        lm = tiny_model(tokenizer, layers=1, width=16, heads=2, seed=1)
+        for name, count in REWARDS.items():
+            with run.stage(name) as stage:
+                if name.startswith("pairs"):
+                    train_on_pairs(lm, pairs, count, stage)
+                else:
+                    train_on_steps(lm, pairs, count, stage)
+
+
+def train_on_pairs(lm: LanguageModel, pairs: list[Pair], count: int, run: Runtime) -> None:
+    """Train a reward model with ``count`` pairs a step."""
+    cfg = RewardModelConfig(
+        objective=BradleyTerry(centring=0.1),
+        optimizer=AdamW(learning_rate=1e-2),
+        steps=4,
+        pairs_per_step=count,
+        micro_batch=2,
+        heldout_every=2,
+    )
+    train_reward_model(cfg, outcome_model(lm).model, pairs[:-3], run, heldout=pairs[-3:])
+
+
+def train_on_steps(lm: LanguageModel, pairs: list[Pair], count: int, run: Runtime) -> None:
+    """Train a process reward model with ``count`` solutions of one to three steps a step."""
+    solutions = [
+        StepDocument(
+            x.tokens, range(1, 2 + i % 3), [(i % 2, 0.25, 0.75)[j] for j in range(1 + i % 3)]
+        )
+        for i, (x, _) in enumerate(pairs)
+    ]
+    cfg = ProcessRewardConfig(
+        optimizer=AdamW(learning_rate=1e-2),
+        steps=4,
+        solutions_per_step=count,
+        micro_batch=2,
+        heldout_every=2,
+    )
+    model = process_model(lm).model
+    train_process_reward_model(cfg, model, solutions[:-3], run, heldout=solutions[-3:])
 
 
 if __name__ == "__main__":

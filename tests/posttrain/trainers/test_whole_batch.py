@@ -68,6 +68,12 @@ def test_pairs_on_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
         assert ["heldout/ranking" in record for record in one] == [True, True, False, True]
         for a, b in zip(one, two, strict=True):
             assert a == pytest.approx(b, rel=1e-3, abs=1e-5), name
+    for name in module.REWARDS:
+        one, two = (records(tmp_path / x / "stages" / name) for x in ("one", "two"))
+        assert len(one) == len(two) == 4, name
+        assert ["heldout/loss" in record for record in one] == [True, True, False, True]
+        for a, b in zip(one, two, strict=True):
+            assert a == pytest.approx(b, rel=1e-3, abs=1e-5), name
 
 
 @pytest.mark.distributed
