@@ -112,8 +112,8 @@ def reinforced(steps: int) -> GRPOConfig:
 def pretraining() -> WarmUp:
     """Return raw text of everything, in no format, good and bad, thoughts in either language."""
     parts: dict[str, tuple[float, ReplySource]] = {
-        "english": (2.0, Thoughts(task=ENGLISH, reasons=0.5, foreign=0.3)),
-        "russian": (2.0, Thoughts(task=RUSSIAN, reasons=0.5, foreign=0.3)),
+        "english": (2.0, Thoughts(task=ENGLISH, reasons=0.6, foreign=0.3)),
+        "russian": (2.0, Thoughts(task=RUSSIAN, reasons=0.6, foreign=0.3)),
         "lists": (1.5, Answers(task=LISTS, right=0.8)),
         "requests": (1.0, Answers(task=REQUESTS, right=0.5)),
         "refusals": (1.0, Answers(task=REFUSALS, right=0.5)),
@@ -121,7 +121,7 @@ def pretraining() -> WarmUp:
     texts = {
         name: (weight, RawTexts(replies=own, tagged=0.05)) for name, (weight, own) in parts.items()
     }
-    return WarmUp(data=MixedDocuments(sources=texts), training=supervised(2_000))
+    return WarmUp(data=MixedDocuments(sources=texts), training=supervised(2_600))
 
 
 def rejection(task: TaskMixture, *, prompts: int) -> Rejection:
@@ -160,10 +160,10 @@ def r1() -> R1:
         cold_start=Finetuning(
             data=MixedChats(sources=thoughts), chats=2_000, training=supervised(200, rate=0.3)
         ),
-        reasoning=Reinforcement(task=sums(), reward=rules(sums()), training=reinforced(80)),
-        rejection=rejection(sums(), prompts=1_024),
+        reasoning=Reinforcement(task=sums(), reward=rules(sums()), training=reinforced(120)),
+        rejection=rejection(sums(), prompts=3_072),
         finetuning=Finetuning(
-            data=MixedChats(sources=others), chats=6_000, training=supervised(800, rate=0.7)
+            data=MixedChats(sources=others), chats=6_000, training=supervised(1_000, rate=0.7)
         ),
         preferences=Preferences(
             pairs=AnswerPairs(task=REQUESTS),
@@ -177,7 +177,7 @@ def r1() -> R1:
             last_steps=40,
         ),
         scenarios=Reinforcement(
-            task=everything(), reward=rules(everything()), training=reinforced(80)
+            task=everything(), reward=rules(everything()), training=reinforced(100)
         ),
         distillation=Distillation(
             outputs=rejection(everything(), prompts=4_096),
