@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 from launch.backends import Routed
 from posttrain.decoder import HeadKind, Untyped, has_dropout, read_decoder, unsupported
-from posttrain.decoder_layout import rounded
-from posttrain.decoder_positions import forget_lengths, same_frequencies_up_to
-from posttrain.log_probs_plan import Plan, extended, plain_plan, shared_plan
+from posttrain.log_probs_plan import plain_plan, planned_states, shared_plan
+from posttrain.log_probs_portable import portable_states
 
 __all__ = [
     "ScalarHead",
@@ -140,54 +139,28 @@ def _scores(
             f"tokens have shape {tuple(tokens.shape)} and mask {tuple(mask.shape)}: expected "
             "(B, T) for both"
         )
-    if not bool(mask.any()):
-        one = torch.zeros((1, 1), dtype=torch.int64, device=tokens.device)
-        nothing = 0.0 * _scores(model, one, one == 0, head, None).sum()
-        return torch.zeros(tokens.shape, device=tokens.device) + nothing
-    if unsupported(model, head_kind(model)) is not None or has_dropout(model):
-        return _portable(model, tokens, mask, head)
-    decoder = read_decoder(model)
-    windows = [layer.window for layer in decoder.layers if layer.window is not None]
     # A token's score comes from where the next token is predicted: one column more, as targets.
     wide, wanted = F.pad(tokens.long(), (0, 1)), F.pad(mask, (1, 0))
-    if shared is None or min(windows, default=wide.shape[1]) < wide.shape[1]:
-        starts = torch.zeros_like(wanted)
-        starts[:, 0] = True
-        plan = plain_plan(wanted, starts, None)
+    starts = torch.zeros_like(wanted)
+    starts[:, 0] = True
+    if unsupported(model, head_kind(model)) is not None or has_dropout(model):
+        states, columns = portable_states(model, wide, wanted, starts)
     else:
-        plan = shared_plan(wanted, *shared)
-    assert plan is not None
-    hidden = decoder.hidden_states(
-        wide.view(-1)[plan.sources], plan.positions, plan.layout, _predictors(plan)
-    )
-    found = head(model, hidden[: len(plan.columns)])
-    out = torch.zeros(wide.numel(), device=tokens.device).index_copy(0, plan.columns, found)
+        decoder = read_decoder(model)
+        windows = [layer.window for layer in decoder.layers if layer.window is not None]
+        if shared is None or min(windows, default=wide.shape[1]) < wide.shape[1]:
+            plan = plain_plan(wanted, starts, None)
+        else:
+            plan = shared_plan(wanted, *shared)
+        states, _ = planned_states(decoder, wide, plan)
+        columns = wide.new_zeros(0) if plan is None else plan.columns
+    found = head(model, states)
+    out = torch.zeros(wide.numel(), device=tokens.device)
+    if len(columns):
+        out = out.index_copy(0, columns, found[: len(columns)])
+    else:  # it still hangs on the model
+        out = out + 0.0 * found.sum()
     return out.view(wide.shape)[:, 1:]
-
-
-def _predictors(plan: Plan) -> Tensor:
-    return extended(plan.predictors, rounded(len(plan.predictors)) - len(plan.predictors))
-
-
-def _portable(model: Untyped, tokens: Tensor, mask: Tensor, head: ScoreHead) -> Tensor:
-    """Return scores through the backbone's own forward."""
-    same_up_to = same_frequencies_up_to(model.config)
-    alone = same_up_to is not None and tokens.shape[1] > same_up_to
-    some = mask.any(1).nonzero().view(-1)
-    columns = torch.arange(tokens.shape[1], device=tokens.device)
-    lengths = (mask * (columns + 1)).amax(1)
-    out = torch.zeros(tokens.shape, device=tokens.device)
-    for rows in some.split(1 if alone else len(some)):
-        forget_lengths(model)
-        width = int(lengths[rows].max())
-        real = columns[:width] < lengths[rows, None]
-        fed = tokens[rows, :width].masked_fill(~real, 0)
-        states = model.base_model(fed, attention_mask=real.long(), use_cache=False)
-        wanted = mask[rows, :width]
-        places = rows[:, None] * tokens.shape[1] + columns[:width]
-        found = head(model, states.last_hidden_state[wanted])
-        out = out.view(-1).index_copy(0, places[wanted], found)
-    return out.view(tokens.shape)
 
 
 def _product(hidden: Tensor, weight: Tensor) -> Tensor:
