@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from posttrain.objectives import (
@@ -98,6 +96,14 @@ def test_equal_models_are_at_zero(objective: DistillObjective) -> None:
         assert not gradient.any()
 
 
+@every_divergence
+def test_loss_is_the_mean_over_counted_tokens(objective: DistillObjective) -> None:
+    batch = masked(torch.tensor([[False, True, True], [False, True, False]]))
+    divergences = torch.tensor([[9.0, 0.5, 0.25], [9.0, 2.0, math.nan]])
+    assert objective(divergences, batch).item() == 2.75
+    assert objective.denominator(batch) == 3
+
+
 def test_jensen_shannon_lies_between_the_two_and_is_bounded() -> None:
     ours, theirs = (x.log_softmax(-1) for x in logits(1))
     small = 1e-7
@@ -109,27 +115,6 @@ def test_jensen_shannon_lies_between_the_two_and_is_bounded() -> None:
     apart = torch.tensor([[0.0, -800.0]], dtype=torch.float64)
     found = JensenShannon().between(apart, apart.flip(1)).item()
     assert found == pytest.approx(math.log(2))
-
-
-@every_divergence
-@given(seed=st.integers(0, 99), size=st.integers(1, 6), junk=st.sampled_from([math.nan, 1e30]))
-def test_neither_parts_nor_padding_nor_order_change_the_loss(
-    objective: DistillObjective, seed: int, size: int, junk: float
-) -> None:
-    g = torch.Generator().manual_seed(seed)
-    mask = torch.rand(5, 7, generator=g) < 0.5
-    divergences = torch.where(mask, torch.rand(5, 7, generator=g, dtype=torch.float64), junk)
-    batch = masked(mask)
-    whole = objective(divergences, batch)
-    assert whole.item() == pytest.approx(divergences[mask].sum().item(), abs=1e-12)
-    assert objective.denominator(batch) == mask.sum()
-    parts = list(batch.split(size))
-    pieces = [objective(x, part) for x, part in zip(divergences.split(size), parts, strict=True)]
-    assert torch.stack(pieces).sum().item() == pytest.approx(whole.item(), abs=1e-12)
-    assert sum(objective.denominator(part) for part in parts) == mask.sum()
-    order = torch.randperm(5, generator=g)
-    turned = objective(divergences[order], masked(mask[order]))
-    assert turned.item() == pytest.approx(whole.item(), abs=1e-12)
 
 
 def test_sampled_form_has_the_gradient_of_reverse_kl_in_expectation() -> None:

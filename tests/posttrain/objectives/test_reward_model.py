@@ -49,31 +49,6 @@ def test_a_constant_added_to_all_scores_changes_nothing_without_centring(
     torch.testing.assert_close(BradleyTerry()(scores + shift, batch_of(3)), loss)
 
 
-@given(size=st.integers(1, 5), seed=st.integers(0, 99))
-def test_sums_of_parts_are_the_sum_of_the_whole_and_pairs_that_do_not_count_are_not_seen(
-    size: int, seed: int
-) -> None:
-    scores = torch.randn(10, generator=torch.Generator().manual_seed(seed)).double()
-    margin = torch.rand(5).double().repeat_interleave(2)
-    objective, batch = BradleyTerry(centring=0.1), batch_of(5, margin)
-    whole = objective(scores, batch)
-    parts = [
-        objective(s, b) for s, b in zip(scores.split(2 * size), batch.split(size), strict=True)
-    ]
-    torch.testing.assert_close(torch.stack(parts).sum(), whole, rtol=1e-12, atol=1e-12)
-    longer = PreferenceBatch(
-        torch.zeros(12, 2).long(),
-        torch.cat((batch.mask, torch.zeros(2, 2).bool())),
-        margin=torch.cat((margin, torch.full((2,), math.nan))),
-    )
-    junk = torch.cat((scores, torch.tensor([math.nan, 3.0]).double())).requires_grad_()
-    after = objective(junk, longer)
-    torch.testing.assert_close(after, whole, rtol=1e-12, atol=1e-12)
-    assert objective.denominator(longer) == 5
-    (gradient,) = torch.autograd.grad(after, junk)
-    assert gradient[-2:].tolist() == [0.0, 0.0]
-
-
 def test_negative_centring_is_refused() -> None:
     with pytest.raises(ValueError, match=r"centring=-1: a weight is finite and 0 or more"):
         BradleyTerry(centring=-1)

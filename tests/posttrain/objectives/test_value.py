@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from posttrain.objectives import ValueLoss
@@ -65,33 +62,6 @@ def test_at_the_old_values_the_gradient_is_that_of_the_plain_loss() -> None:
     values = OLD.clone().requires_grad_()
     ValueLoss(clip=0.1)(values, batch(OLD, RETURNS)).backward()
     torch.testing.assert_close(values.grad, torch.where(MASK, OLD - RETURNS, 0.0), rtol=0, atol=0)
-
-
-@given(
-    seed=st.integers(0, 999),
-    cut=st.integers(1, 4),
-    junk=st.sampled_from([math.nan, math.inf, -1e30]),
-)
-def test_parts_padding_and_order_change_nothing(seed: int, cut: int, junk: float) -> None:
-    g = torch.Generator().manual_seed(seed)
-    mask = torch.rand(5, 6, generator=g) < 0.6
-    values, old, returns = torch.randn(3, 5, 6, generator=g, dtype=torch.float64)
-    loss, rows = ValueLoss(clip=0.3), batch(old, returns, mask)
-    whole = loss(values, rows)
-    parts = [
-        loss(values[part], batch(old[part], returns[part], mask[part]))
-        for part in (slice(cut), slice(cut, 5))
-    ]
-    torch.testing.assert_close(parts[0] + parts[1], whole)
-    order = torch.randperm(5, generator=g)
-    torch.testing.assert_close(loss(values[order], rows.take(order)), whole)
-    padded = [
-        torch.where(torch.nn.functional.pad(mask, (0, 3)), torch.nn.functional.pad(x, (0, 3)), junk)
-        for x in (values, old, returns)
-    ]
-    wide = batch(*padded[1:], torch.nn.functional.pad(mask, (0, 3)))
-    torch.testing.assert_close(loss(padded[0], wide), whole, rtol=0, atol=1e-12)
-    assert loss.denominator(wide) == loss.denominator(rows)
 
 
 def test_a_batch_without_returns_is_refused() -> None:
