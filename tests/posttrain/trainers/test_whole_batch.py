@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from launch.runtime import Runtime
+
 FOLDER = Path(__file__).parent
 
 
@@ -57,6 +59,16 @@ def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
         assert sum(record.get("groups/replaced", 0.0) for record in one) > 0
         for a, b in zip(one, two, strict=True):
             assert a == pytest.approx(b, rel=1e-3, abs=1e-5), name
+    for micro_batch in (1, 3):
+        with Runtime(output=tmp_path / str(micro_batch), seed=5) as run:
+            module.train_each(run, micro_batch)
+    for name in module.EACH:
+        (whole,) = records(tmp_path / "one" / "stages" / f"each-{name}")
+        assert whole["kl/old"] > 1e-5, name  # the second update's ratios are not 1
+        for other in ("two", "1", "3"):
+            (record,) = records(tmp_path / other / "stages" / f"each-{name}")
+            assert record["loss"] == pytest.approx(whole["loss"], rel=1e-6, abs=1e-6), name
+            assert record["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-5), name
 
 
 @pytest.mark.distributed
@@ -66,6 +78,8 @@ def test_pairs_on_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
         one, two = (records(tmp_path / x / "stages" / name) for x in ("one", "two"))
         assert len(one) == len(two) == 4, name
         assert ["heldout/ranking" in record for record in one] == [True, True, False, True]
+        # No weight has moved yet: nothing but the order of additions differs.
+        assert one[0]["loss"] == pytest.approx(two[0]["loss"], rel=1e-6, abs=1e-6), name
         for a, b in zip(one, two, strict=True):
             assert a == pytest.approx(b, rel=1e-3, abs=1e-5), name
     for name in module.REWARDS:
@@ -82,6 +96,7 @@ def test_students_on_two_processes_have_the_figures_of_one(tmp_path: Path) -> No
     for name in module.JOBS:
         one, two = (records(tmp_path / x / "stages" / name) for x in ("one", "two"))
         assert len(one) == len(two) == 3, name
+        assert one[0]["loss"] == pytest.approx(two[0]["loss"], rel=1e-6, abs=1e-6), name
         for a, b in zip(one, two, strict=True):
             assert a == pytest.approx(b, rel=1e-3, abs=1e-5), name
 
