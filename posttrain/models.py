@@ -121,7 +121,9 @@ def tiny_model(
     return LanguageModel(model, tokenizer, pad, stops)
 
 
-def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 256) -> PreTrainedTokenizerBase:
+def train_tokenizer(
+    texts: Sequence[str], *, vocabulary: int = 256, tags: Sequence[str] = ()
+) -> PreTrainedTokenizerBase:
     """Learn a byte-pair encoding from texts, with a chat template.
 
     Numbers are kept apart from all else, so a token is a whole number or none. Between them,
@@ -133,6 +135,7 @@ def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 256) -> PreTraine
     Args:
         texts: At least one; characters that occur in none of them become ``<unk>``.
         vocabulary: Most tokens in all, the special ones included.
+        tags: More tags that are tokens of their own, such as those of a tool.
 
     Raises:
         TypeError: ``texts`` is one text, or holds something else than texts.
@@ -144,13 +147,14 @@ def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 256) -> PreTraine
     from posttrain.data.chat import CHAT_TEMPLATE, CHAT_TOKENS
 
     special = ["<pad>", "<unk>", *CHAT_TOKENS]
-    pieces = _pieces(texts)
+    tags = (*_TAGS, *tags)
+    pieces = _pieces(texts, tags)
     known = len(set("".join(pieces).encode()))
-    least = len(special) + len(_TAGS) + known
+    least = len(special) + len(tags) + known
     if not isinstance(vocabulary, int) or vocabulary < least:
         raise ValueError(
             f"vocabulary={vocabulary!r}: use a whole number of at least {least}, which is what "
-            f"{len(special)} special tokens, {len(_TAGS)} tags and the {known} different bytes of "
+            f"{len(special)} special tokens, {len(tags)} tags and the {known} different bytes of "
             "these texts need"
         )
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -162,13 +166,13 @@ def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 256) -> PreTraine
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - len(_TAGS),
+        vocab_size=vocabulary - len(tags),
         special_tokens=special,
         show_progress=False,
         min_frequency=2,
     )
     tokenizer.train_from_iterator(pieces, trainer)
-    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in _TAGS])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in tags])
     with quiet():
         made = PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
@@ -182,7 +186,7 @@ def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 256) -> PreTraine
     return made
 
 
-def _pieces(texts: Sequence[str]) -> list[str]:
+def _pieces(texts: Sequence[str], tags: Sequence[str]) -> list[str]:
     """Return what stands between the tags of texts, after a look at what they are."""
     if isinstance(texts, str | bytes):
         raise TypeError(
@@ -194,7 +198,7 @@ def _pieces(texts: Sequence[str]) -> list[str]:
             raise TypeError(f"text {index} is a {type(text).__name__}, expected str")
     if not texts:
         raise ValueError("there are no texts to learn a tokenizer from: give at least one")
-    around_tags = re.compile("|".join(_TAGS))
+    around_tags = re.compile("|".join(map(re.escape, tags)))
     return [piece for text in texts for piece in around_tags.split(text)]
 
 

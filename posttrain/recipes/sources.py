@@ -81,6 +81,8 @@ class FromScratch:
     """Most tokens the tokenizer may have."""
     texts: int = 2_000
     """Examples that the tokenizer learns from."""
+    tags: tuple[str, ...] = ()
+    """More tags that are tokens of their own, such as those of a tool."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "vocabulary", "texts"):
@@ -97,7 +99,7 @@ class FromScratch:
 
     def load(self, texts: Sequence[str], seed: int) -> LanguageModel:
         """Return a model whose weights depend on ``seed`` alone."""
-        tokenizer = train_tokenizer(texts[: self.texts], vocabulary=self.vocabulary)
+        tokenizer = train_tokenizer(texts[: self.texts], vocabulary=self.vocabulary, tags=self.tags)
         return tiny_model(
             tokenizer, layers=self.layers, width=self.width, heads=self.heads, seed=seed
         )

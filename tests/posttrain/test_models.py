@@ -65,6 +65,20 @@ def test_training_a_tokenizer_twice_gives_the_same() -> None:
     assert first == again
 
 
+def test_more_tags_are_tokens_of_their_own_and_never_merged() -> None:
+    # 6 special tokens, 4 tags, 2 more, the bytes of (, a and </tool>; tags are text, no patterns.
+    texts = ["(a<tool>b)</tool>", "<tool>((</tool>"] * 3
+    tags = ("<tool>", "b)")
+    with pytest.raises(ValueError, match=r"at least 20, .* 6 tags and the 8 different bytes"):
+        train_tokenizer(texts, vocabulary=19, tags=tags)
+    tokenizer = train_tokenizer(texts, vocabulary=60, tags=tags)
+    for tag in tags:
+        assert tokenizer.encode(tag) == [tokenizer.convert_tokens_to_ids(tag)]
+        others = [token for token in tokenizer.get_vocab() if token != tag]
+        assert not [token for token in others if tag in token]
+    assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
+
+
 def test_weights_depend_on_the_seed_alone(lm: LanguageModel) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
