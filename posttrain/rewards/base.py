@@ -18,15 +18,16 @@ class Sample:
     prompt: str
     """The prompt's text; of a chat, the text that its template made."""
     completion: str
-    """The completion's text, without the token that stopped it."""
+    """The completion's text, tool output included, without the token that stopped it."""
     answer: str
     """The task's gold answer."""
     tokens: tuple[int, ...] = ()
-    """The completion's tokens, the stop token included."""
+    """All tokens after the prompt's, those of tool output and the stop token included."""
     prompt_tokens: tuple[int, ...] = ()
     """The prompt's tokens, as the engine continued them."""
     finish_reason: str = "stop"
-    """``"stop"``: it ended by a stop token; ``"length"``: it was cut at ``max_tokens``."""
+    """``"stop"``: it ended by a stop token; ``"length"``: it was cut, at ``max_tokens``
+    or at a tool call too many."""
 
 
 class Reward(Protocol):

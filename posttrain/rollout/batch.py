@@ -103,7 +103,8 @@ class Rollout:
     tokens: Tensor
     """``(B, T)`` int64: prompt, completion, padding on the right."""
     mask: Tensor
-    """``(B, T)`` bool, True at the tokens that were sampled, the stop token included."""
+    """``(B, T)`` bool, True at the tokens that were sampled, the stop token included. The first
+    column after a prompt and a completion's last are; tool output may lie between."""
     old_log_probs: Tensor
     """``(B, T)`` float32 nats under the untempered policy; 0 where ``mask`` is False."""
     tempered_log_probs: Tensor
@@ -111,7 +112,17 @@ class Rollout:
     ``old_log_probs`` at temperature 1."""
     finish_reasons: Sequence[str]
     """B times ``"stop"`` or ``"length"``."""
+    tool_calls: Sequence[int] = ()
+    """B counts of the calls that a tool answered; empty where there is none."""
+    tool_errors: Sequence[int] = ()
+    """B counts of those that failed."""
 
     def completions(self) -> list[list[int]]:
         """Return each row's sampled tokens, the stop token included."""
         return [row[keep].tolist() for row, keep in zip(self.tokens, self.mask, strict=True)]
+
+    def continuations(self) -> list[list[int]]:
+        """Return all that follows each row's prompt: what was sampled, and tool output between."""
+        sampled = self.mask.int().cumsum(-1)
+        inside = (sampled > 0) & ((sampled < sampled[:, -1:]) | self.mask)
+        return [row[keep].tolist() for row, keep in zip(self.tokens, inside, strict=True)]

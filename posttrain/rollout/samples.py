@@ -23,8 +23,8 @@ def as_samples(
 ) -> list[Sample]:
     """Return each completion with its text, in the rollout's order.
 
-    Special tokens are shown, since tags such as ``<think>`` may be among them; the token that
-    stopped a completion is not.
+    Tool output is part of a completion. Special tokens are shown, since tags such as ``<think>``
+    may be among them; the token that stopped a completion is not.
 
     Args:
         tokenizer: Of the model.
@@ -36,7 +36,7 @@ def as_samples(
     asked = [tuple(map(int, tokens)) for tokens in prompts]
     texts = [tokenizer.decode(list(tokens)) for tokens in asked]
     samples = []
-    for row, tokens in enumerate(rollout.completions()):
+    for row, tokens in enumerate(rollout.continuations()):
         reason = rollout.finish_reasons[row]
         shown = tokens[:-1] if reason == "stop" else tokens
         samples.append(
