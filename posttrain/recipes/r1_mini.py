@@ -18,6 +18,7 @@ from posttrain.data.chat import encode_prompt
 from posttrain.data.tasks import Prompt, Task
 from posttrain.eval import Evaluation, Interval
 from posttrain.eval import report as draw
+from posttrain.eval.run import Generates
 from posttrain.log_probs import token_log_probs
 from posttrain.models import LanguageModel
 from posttrain.recipes.account import account
@@ -27,7 +28,6 @@ from posttrain.recipes.jobs import leave_model
 from posttrain.recipes.sources import DocumentSource, FromScratch
 from posttrain.rewards import Reward, WeightedSum, parse_reward
 from posttrain.rewards.checking import reward_name
-from posttrain.rollout import Engine
 from posttrain.rollout.samples import as_samples
 from posttrain.trainers.policy import GRPOConfig, Probe, check_prompts, train_grpo
 from posttrain.trainers.rollouts import stopping
@@ -113,7 +113,7 @@ class R1Mini:
         sampling = stopping(self.grpo.sampling, lm)
         reference = copy.deepcopy(lm.model).eval()
 
-        def probe(step: int, engine: Engine) -> Mapping[str, Metric]:
+        def probe(step: int, engine: Generates) -> Mapping[str, Metric]:
             share = stage.share(len(prompts))
             mine: Sequence[Prompt] = [prompts[i] for i in share]
             encoded = [encode_prompt(lm.tokenizer, prompt) for prompt in mine]

@@ -200,7 +200,7 @@ class ProcessSupervised:
         if not len(samples):
             return torch.zeros_like(mask, dtype=torch.float32)
         mask = mask.cpu()
-        place = mask.cumsum(-1) - 1  # of a token in its completion
+        place = (mask.cumsum(-1) > 0).cumsum(-1) - 1  # of a token in its completion
         before = (some[:, None] & (ends[:, None] < place[..., None])).sum(-1)  # (B, T) steps done
         padded = torch.nn.functional.pad(by_step, (0, 1))  # after the last step: 0
         return torch.where(mask, padded.gather(1, before), 0.0)

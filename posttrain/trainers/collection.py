@@ -15,10 +15,11 @@ from launch.streams import key
 from posttrain.data.chat import encode_prompt
 from posttrain.data.order import shuffled
 from posttrain.data.tasks import Prompt
+from posttrain.eval.run import Generates
 from posttrain.models import LanguageModel
 from posttrain.rewards import Reward, Sample, score
 from posttrain.rewards.late import reward_at
-from posttrain.rollout import Engine, Rollout, Sampling
+from posttrain.rollout import Rollout, Sampling
 from posttrain.rollout.samples import as_samples
 
 __all__ = ["Collected", "Collector", "Collects", "DynamicSampling", "replace_rows", "spreads"]
@@ -98,7 +99,7 @@ class Collector:
     def __init__(
         self,
         cfg: Collects,
-        engine: Engine,
+        engine: Generates,
         lm: LanguageModel,
         prompts: Sequence[Prompt],
         sampling: Sampling,
@@ -228,7 +229,17 @@ def replace_rows(rollout: Rollout, to: list[int], other: Rollout, of: list[int])
         if same
         else put(rollout.tempered_log_probs, other.tempered_log_probs),
         finish_reasons=reasons,
+        tool_calls=_picked(rollout.tool_calls, to, other.tool_calls, of),
+        tool_errors=_picked(rollout.tool_errors, to, other.tool_errors, of),
     )
+
+
+def _picked(counts: Sequence[int], to: list[int], other: Sequence[int], of: list[int]) -> list[int]:
+    found = list(counts)
+    if found:
+        for i, j in zip(to, of, strict=True):
+            found[i] = other[j]
+    return found
 
 
 def _put(x: Tensor, to: list[int], y: Tensor, of: list[int]) -> Tensor:

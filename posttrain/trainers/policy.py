@@ -17,12 +17,15 @@ from launch.optimizers import AdamW, OptimizerConfig
 from launch.runtime import Runtime
 from launch.schedule import Cosine, Schedule, set_learning_rate
 from posttrain.data.tasks.base import Task
+from posttrain.eval.run import Generates
 from posttrain.models import LanguageModel
 from posttrain.objectives import GRPO
 from posttrain.objectives.base import Objective, needs_reference, with_chosen
 from posttrain.objectives.mismatch import Mismatch
 from posttrain.rewards import Reward
 from posttrain.rollout import Engine, RolloutBatch, Sampling
+from posttrain.rollout.tool_engine import ToolEngine
+from posttrain.tools import ToolUse
 from posttrain.trainers.advantages import (
     Advantages,
     GroupRelative,
@@ -38,6 +41,7 @@ from posttrain.trainers.rollouts import (
     rollout_figures,
     sample_rows,
     stopping,
+    tool_figures,
     trained_mask,
 )
 from posttrain.trainers.supervised import check_loop, check_micro_batch
@@ -50,7 +54,7 @@ NO_REFERENCE = (
     "no reference is used, since neither the objective's kl_weight nor kl_in_reward is above 0; "
     "set one of them, or leave refresh_every at 0"
 )
-Probe = Callable[[int, Engine], Mapping[str, Metric]]
+Probe = Callable[[int, Generates], Mapping[str, Metric]]
 """Looks at the policy between updates: takes the step and the engine, returns figures to log."""
 
 
@@ -73,6 +77,8 @@ class GRPOConfig:
     distance is logged either way."""
     sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=256))
     """The model's own stop tokens are used where none are given."""
+    tools: ToolUse | None = None
+    """A tool that completions may call, its output being part of them but not trained on."""
     optimizer: OptimizerConfig = field(default_factory=lambda: AdamW(learning_rate=1e-6))
     schedule: Schedule = field(default_factory=lambda: Cosine(warmup=10, final=0.1))
     max_tokens_after: Mapping[int, int] = field(default_factory=dict)
@@ -180,7 +186,7 @@ def train_grpo(
     reference = copy.deepcopy(lm.model).eval().to(run.device) if cfg.compares else None
     optimizer = cfg.optimizer.build(lm.model)
     model, optimizer = run.prepare(lm.model, optimizer)
-    engine = Engine(lm.model)
+    engine = sampler(cfg, lm)
     collector = Collector(cfg, engine, lm, prompts, stopping(cfg.sampling, lm), reward, run)
     parts = Minibatches(cfg, run)
     flat_groups = FlatGroups(rounds=cfg.dynamic_sampling.rounds if cfg.dynamic_sampling else 0)
@@ -228,6 +234,12 @@ def train_grpo(
             run.samples(step, sample_rows(found.samples[: cfg.group_size], found.scores))
 
 
+def sampler(cfg: GRPOConfig, lm: LanguageModel) -> Generates:
+    """Return what draws completions, with tools or without."""
+    engine = Engine(lm.model)
+    return engine if cfg.tools is None else ToolEngine(engine, lm, cfg.tools)
+
+
 def max_tokens(cfg: GRPOConfig, step: int) -> int:
     """Return how long the completions may be that are drawn at ``step``."""
     since = [after for after in cfg.max_tokens_after if after < step]
@@ -263,6 +275,7 @@ def collected_figures(cfg: GRPOConfig, found: Collected) -> dict[str, Metric]:
     return {
         **rollout_figures(found.rollout, found.samples, found.scores, cfg.group_size),
         **{f"reward/{name}": Mean(x.sum(), len(x)) for name, x in found.parts.items()},
+        **(tool_figures(found.rollout) if cfg.tools is not None else {}),
         **found.figures,
     }
 

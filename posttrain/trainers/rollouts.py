@@ -21,6 +21,7 @@ __all__ = [
     "rollout_figures",
     "sample_rows",
     "stopping",
+    "tool_figures",
     "trained_mask",
 ]
 
@@ -77,6 +78,13 @@ def rollout_figures(
         "length/truncated": Mean(cut, rows),
         "share/reasoning": Mean(sum(map(reasons, samples)), rows),
     }
+
+
+def tool_figures(rollout: Rollout) -> dict[str, Metric]:
+    """Return what is logged of tool calls: answered ones and failed ones, a completion."""
+    rows = len(rollout.finish_reasons)
+    calls = {"tools/calls": rollout.tool_calls, "tools/errors": rollout.tool_errors}
+    return {name: Mean(sum(counts), rows) for name, counts in calls.items()}
 
 
 def sample_rows(samples: Sequence[Sample], scores: Tensor) -> list[Mapping[str, object]]:

@@ -57,6 +57,7 @@ def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
         one, two = (records(tmp_path / x / "stages" / name) for x in ("one", "two"))
         assert len(one) == len(two) == 3, name
         assert sum(record.get("groups/replaced", 0.0) for record in one) > 0
+        assert (sum(record.get("tools/calls", 0.0) for record in one) > 0) == (name == "tools")
         for a, b in zip(one, two, strict=True):
             assert a == pytest.approx(b, rel=1e-3, abs=1e-5), name
     for micro_batch in (1, 3):

@@ -31,6 +31,7 @@ from posttrain.objectives import (
 )
 from posttrain.rewards import Reward, Sample
 from posttrain.rollout import Sampling
+from posttrain.tools import ToolOutput, ToolUse
 from posttrain.trainers import (
     BatchRelative,
     DynamicSampling,
@@ -42,12 +43,21 @@ from posttrain.trainers import (
 from posttrain.trainers.advantages import Advantages
 
 TEXTS = [f"{a} plus {b} is {a + b}" for a in range(10) for b in range(10)]
-JOBS: dict[str, tuple[Objective, Advantages, int]] = {
-    "clip-cov": (ClipCov(share=0.2, cov_low=0.0), ReinforcePlusPlus(), 1),
-    "kl-cov": (KLCov(share=0.2), BatchRelative(), 1),
-    "minibatches": (GRPO(kl_weight=0.1), GroupRelative(), 2),
+
+
+def answers(request: str) -> ToolOutput:
+    """Outputs of unequal lengths."""
+    return ToolOutput("7" * (len(request) % 3), failed=len(request) > 5)
+
+
+TOOLS = ToolUse(tool=answers, opening="l", closing="s", before=" is ")
+JOBS: dict[str, tuple[Objective, Advantages, int, ToolUse | None]] = {
+    "clip-cov": (ClipCov(share=0.2, cov_low=0.0), ReinforcePlusPlus(), 1, None),
+    "kl-cov": (KLCov(share=0.2), BatchRelative(), 1, None),
+    "minibatches": (GRPO(kl_weight=0.1), GroupRelative(), 2, None),
+    "tools": (GRPO(), GroupRelative(), 1, TOOLS),
 }
-"""Objective, advantages, and the steps that a rollout serves."""
+"""Objective, advantages, the steps that a rollout serves, and a tool that random models call."""
 EACH: dict[str, Objective] = {
     "grpo": GRPO(clip_low=0.02, clip_high=0.02),
     "grpo-kl": GRPO(kl_weight=0.1),
@@ -93,14 +103,17 @@ def train_all(output: Path) -> None:
     """Train each job in a stage of its own."""
     tokenizer = train_tokenizer(TEXTS, vocabulary=80)
     with Runtime(output=output, seed=5) as run:
-        for name, (objective, advantages, minibatches) in JOBS.items():
+        for name, (objective, advantages, minibatches, tools) in JOBS.items():
             cfg = GRPOConfig(
                 objective=objective,
                 advantages=advantages,
+                tools=tools,
                 mismatch=IcePop(0.5, 5.0),
                 dynamic_sampling=DynamicSampling(rounds=6),
                 mask_truncated=True,
-                sampling=Sampling(max_tokens=6, stop_tokens=tuple(range(10, 16))),
+                sampling=Sampling(
+                    max_tokens=6 if tools is None else 16, stop_tokens=tuple(range(10, 16))
+                ),
                 optimizer=AdamW(learning_rate=1e-2),
                 steps=3,
                 prompts_per_step=5,
