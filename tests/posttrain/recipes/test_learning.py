@@ -103,6 +103,19 @@ def test_ppo_llm_mini_learns_and_leaves_policy_and_critic(tmp_path: Path) -> Non
     assert pair.critic.head.weight.any()
 
 
+def test_tool_mini_learns_to_call(tmp_path: Path) -> None:
+    # Without the tool no reward is ever paid: see the recipe.
+    job = tiny.tool_mini()
+    records = run(job, tmp_path / "run")
+    calls, rewards = ([r[name] for r in records] for name in ("tools/calls", "reward/accuracy"))
+    for figures in (calls, rewards):
+        first, last = sum(figures[:3]) / 3, sum(figures[-3:]) / 3
+        rows = 3 * job.prompts_per_step * job.group_size
+        deviation = (first * (1 - first) / rows + last * (1 - last) / rows) ** 0.5
+        assert last - first > 3 * deviation
+    assert min(calls[-3:]) > 0.9
+
+
 @pytest.mark.parametrize("objective", [DPO(), IPO(), SimPO(), ORPO(), KTO()])
 def test_dpo_mini_learns(objective: PreferenceObjective, tmp_path: Path) -> None:
     job = replace(tiny.dpo_mini(), objective=objective)
