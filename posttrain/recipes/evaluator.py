@@ -9,6 +9,7 @@ from launch.metrics import Metric
 from launch.runtime import Runtime
 from posttrain.data.tasks import Prompt
 from posttrain.eval import Evaluation, evaluate
+from posttrain.eval.run import Generates
 from posttrain.models import LanguageModel
 from posttrain.rewards import Reward
 from posttrain.rollout import Engine, Sampling
@@ -66,7 +67,7 @@ def heldout_probe(
     It draws the same completions' seeds every time, so that what changes is the model.
     """
 
-    def probe(step: int, engine: Engine) -> Mapping[str, Metric]:
+    def probe(step: int, engine: Generates) -> Mapping[str, Metric]:
         found = evaluator.judge(lm, prompts, reward, run)
         return {
             "heldout/accuracy": float(found.correct.double().mean()),
