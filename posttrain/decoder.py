@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -19,8 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generative.attention.rotary import neighbours, rotary_turns
+from posttrain.decoder_adapters import (
+    LowRank,
+    add_low_rank,
+    is_adapted,
+    joined_low_rank,
+    read_linear,
+    through,
+    unreadable,
+)
 from posttrain.decoder_attention import attend, rotate
-from posttrain.decoder_kernels import linear, rms_norm, swiglu
+from posttrain.decoder_kernels import Affine, linear, rms_norm, swiglu
 from posttrain.decoder_layout import Heads, Layout
 
 __all__ = [
@@ -49,16 +59,26 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 def unsupported(model: nn.Module, head: HeadKind = "ForCausalLM") -> str | None:
     """Return why the model cannot be computed here, or None if it can, exactly.
 
-    The test is on exact types: a subclass, an adapter, a quantised layer or a hook may change
-    what a module computes, so any of them is a reason. ``head`` is how the class's name ends. A
-    classifier's dropout before its head is no reason: it is left out.
+    The test is on exact types: a subclass, a quantised layer or a hook may change what a module
+    computes, so any of them is a reason; of adapters, plain LoRA on linear layers is known.
+    ``head`` is how the class's name ends. A classifier's dropout before its head is no reason: it
+    is left out.
     """
     family = type(model).__name__.removesuffix(head)
     home = f"transformers.models.{family.lower()}.modeling_{family.lower()}"
     if family not in _FAMILIES or type(model).__module__ != home:
         what = {"ForCausalLM": "causal LM"}.get(head, f"model {head}")
         return f"{type(model).__name__} is not a Llama, Qwen2, Qwen3 or Mistral {what}"
+    adapted = "\0"  # no module's name begins so
     for name, module in model.named_modules():
+        if name.startswith(adapted):
+            continue
+        if is_adapted(module) and ".layers." in name:
+            reason = unreadable(module)
+            if reason is not None:
+                return f"its module {name} {reason}"
+            adapted = f"{name}."
+            continue
         kind = type(module)
         known = kind in (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU) or (
             kind.__module__ == home and kind.__name__.removeprefix(family) in (head, *_PARTS)
@@ -72,8 +92,11 @@ def unsupported(model: nn.Module, head: HeadKind = "ForCausalLM") -> str | None:
 
 
 def has_dropout(model: Untyped) -> bool:
-    """Whether a pass for training drops attention at random, which the decoder leaves out."""
-    return bool(model.training and model.config.attention_dropout)
+    """Whether a pass for training drops something at random, which the decoder leaves out."""
+    if model.training and model.config.attention_dropout:
+        return True
+    adapted = (module for module in model.modules() if is_adapted(module))
+    return any(x.training and type(x) is nn.Dropout for m in adapted for x in m.modules())
 
 
 def _unsupported_config(model: Untyped, family: str) -> str | None:
@@ -107,11 +130,13 @@ class DecoderLayer:
     qkv_bias: Tensor | None
     qk_norm: Tensor | None
     """``(H + H_kv, K)``, Qwen3's weights of the norms of queries and keys, permuted likewise."""
-    output: nn.Linear
+    qkv_low_rank: LowRank | None
+    """What adapters add to queries, keys and values."""
+    output: Affine
     mlp_norm: Tensor
-    gate: nn.Linear
-    up: nn.Linear
-    down: nn.Linear
+    gate: Affine
+    up: Affine
+    down: Affine
     window: int | None
     """Tokens that a query may look back over, itself included; None is all."""
 
@@ -154,7 +179,7 @@ class Decoder:
     def project(self, layer: DecoderLayer, x: Tensor) -> Tensor:
         """Return ``(N, (H + 2 H_kv) K)`` queries, keys and values, before they are rotated."""
         h = rms_norm(x, layer.input_norm, self.eps)
-        qkv = linear(h, layer.qkv, layer.qkv_bias)
+        qkv = add_low_rank(linear(h, layer.qkv, layer.qkv_bias), h, layer.qkv_low_rank)
         if layer.qk_norm is None:
             return qkv
         turned = self.heads.queries + self.heads.keys
@@ -166,9 +191,7 @@ class Decoder:
     def mlp(self, layer: DecoderLayer, x: Tensor) -> Tensor:
         """Return ``x`` plus what the layer's feed-forward part adds to it."""
         h = rms_norm(x, layer.mlp_norm, self.eps)
-        gate = linear(h, layer.gate.weight, layer.gate.bias)
-        up = linear(h, layer.up.weight, layer.up.bias)
-        return x + linear(swiglu(gate, up), layer.down.weight, layer.down.bias)
+        return x + through(layer.down, swiglu(through(layer.gate, h), through(layer.up, h)))
 
     def hidden_states(
         self,
@@ -195,23 +218,41 @@ class Decoder:
         turned = self.heads.queries + self.heads.keys
         turns = self.turns(positions)[:, None].expand(-1, turned, -1).flatten(1)
         for i, layer in enumerate(self.layers):
-            qkv = rotate(self.project(layer, x), turns)
-            if record is not None:
-                record(i, qkv)
-            attended = attend(qkv, self.heads, layout, layer.window)
-            if layer is self.layers[-1]:
-                attended, x = attended.index_select(0, wanted), x.index_select(0, wanted)
-            x = x + linear(attended, layer.output.weight, layer.output.bias)
-            x = self.mlp(layer, x)
+            last = layer is self.layers[-1]
+            taken = None if record is None else partial(record, i)
+            x = self._layer(layer, x, turns, layout, wanted if last else None, taken)
         return self.final_norm(x)
+
+    def _layer(
+        self,
+        layer: DecoderLayer,
+        x: Tensor,
+        turns: Tensor,
+        layout: Layout,
+        wanted: Tensor | None,
+        record: Callable[[Tensor], None] | None,
+    ) -> Tensor:
+        """Return what a layer makes of ``(N, D)``, of all tokens or of those wanted."""
+        qkv = rotate(self.project(layer, x), turns)
+        if record is not None:
+            record(qkv)
+        attended = attend(qkv, self.heads, layout, layer.window)
+        if wanted is not None:
+            attended, x = attended.index_select(0, wanted), x.index_select(0, wanted)
+        return self.mlp(layer, x + through(layer.output, attended))
 
     def final_norm(self, x: Tensor) -> Tensor:
         """Return what the head multiplies."""
         return rms_norm(x, self.norm, self.eps)
 
 
-def read_decoder(model: Untyped) -> Decoder:
-    """Read a model's parameters; call ``unsupported`` first."""
+def read_decoder(model: Untyped, *, merged: bool = False) -> Decoder:
+    """Read a model's parameters; call ``unsupported`` first.
+
+    Args:
+        model: One of the families above, with LoRA adapters or without.
+        merged: Add adapters to copies of the weights, for passes without gradient.
+    """
     inner = model.model
     attention = inner.layers[0].self_attn
     width = attention.head_dim
@@ -221,7 +262,9 @@ def read_decoder(model: Untyped) -> Decoder:
     exact = torch.promote_types(weight.dtype, torch.float32)
     return Decoder(
         embedding=inner.embed_tokens,
-        layers=tuple(_read_layer(layer, model.config, queries, keys) for layer in inner.layers),
+        layers=tuple(
+            _read_layer(layer, model.config, queries, keys, merged=merged) for layer in inner.layers
+        ),
         norm=weight,
         head=model.lm_head if hasattr(model, "lm_head") else model.score,
         heads=Heads(queries=queries, keys=keys, width=width, scale=attention.scaling),
@@ -231,10 +274,13 @@ def read_decoder(model: Untyped) -> Decoder:
     )
 
 
-def _read_layer(layer: Untyped, config: Untyped, queries: int, keys: int) -> DecoderLayer:
+def _read_layer(
+    layer: Untyped, config: Untyped, queries: int, keys: int, *, merged: bool
+) -> DecoderLayer:
     attention, mlp = layer.self_attn, layer.mlp
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    biases = [projection.bias for projection in projections]
+    read = partial(read_linear, merged=merged)
+    projections = [read(m) for m in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    biases = [projection.bias for projection in projections if projection.bias is not None]
     order = neighbours(attention.head_dim).to(attention.q_proj.weight.device)
     heads = torch.arange(queries + keys, device=order.device)[:, None] * len(order) + order
     values = torch.arange(heads.numel(), heads.numel() + keys * len(order), device=order.device)
@@ -250,12 +296,13 @@ def _read_layer(layer: Untyped, config: Untyped, queries: int, keys: int) -> Dec
     return DecoderLayer(
         input_norm=layer.input_layernorm.weight,
         qkv=torch.cat([projection.weight for projection in projections]).index_select(0, rows),
-        qkv_bias=None if biases[0] is None else torch.cat(biases).index_select(0, rows),
+        qkv_bias=torch.cat(biases).index_select(0, rows) if biases else None,
+        qkv_low_rank=joined_low_rank(projections, rows),
         qk_norm=qk_norm,
-        output=attention.o_proj,
+        output=read(attention.o_proj),
         mlp_norm=layer.post_attention_layernorm.weight,
-        gate=mlp.gate_proj,
-        up=mlp.up_proj,
-        down=mlp.down_proj,
+        gate=read(mlp.gate_proj),
+        up=read(mlp.up_proj),
+        down=read(mlp.down_proj),
         window=window,
     )

@@ -8,16 +8,31 @@ device and floating type; only the matrix product has a path of its own for floa
 from __future__ import annotations
 
 import platform
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["linear", "outer", "product", "product_add", "rms_norm", "swiglu"]
+__all__ = ["Affine", "linear", "outer", "product", "product_add", "rms_norm", "swiglu"]
 
 Context: TypeAlias = Any  # torch's, which takes any attribute
+
+
+class Affine(Protocol):
+    """A linear layer: ``nn.Linear``, or what stands for one."""
+
+    @property
+    def weight(self) -> Tensor:
+        """``(M, D)``."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """``(M,)`` or None."""
+        ...
+
 
 _ONEDNN = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
 _ONEDNN = _ONEDNN and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -54,7 +69,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def product_add(x: Tensor, other: Tensor, layer: nn.Linear) -> Tensor:
+def product_add(x: Tensor, other: Tensor, layer: Affine) -> Tensor:
     """Return ``x + layer(other)``, without gradient; one pass over memory where that is had."""
     weight, bias = layer.weight, layer.bias
     if bias is not None:
@@ -74,7 +89,8 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        for_x, for_weight, _ = ctx.needs_input_grad  # a frozen layer needs no input
+        ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
         return product(x, weight, bias)
 
     @staticmethod

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from generative.attention.cache import StaticCache
 from posttrain.decoder import Decoder, DecoderLayer
-from posttrain.decoder_kernels import product
+from posttrain.decoder_kernels import Affine, product
 from posttrain.decoder_layout import rounded
 from posttrain.rollout import compiled_kernels as kernels
 from posttrain.rollout.batch import Sampling
@@ -189,7 +189,7 @@ def _layer(layer: DecoderLayer, width: int) -> _Layer:
     )
 
 
-def _weights(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
+def _weights(linear: Affine) -> tuple[Tensor, Tensor | None]:
     return linear.weight, linear.bias
 
 

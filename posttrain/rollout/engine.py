@@ -35,7 +35,8 @@ their time in matrix products."""
 class Engine:
     """Draws completions: token-in, token-out, from the model's own parameters, without copies.
 
-    An optimizer's update is seen by the next ``generate``. Llama, Qwen2, Qwen3 and Mistral models
+    An optimizer's update is seen by the next ``generate``. Adapters are merged into copies of the
+    weights that they change, anew for every ``generate``. Llama, Qwen2, Qwen3 and Mistral models
     have a decoder of their own; others run through ``model.forward``, which a warning says.
 
     Args:
@@ -130,7 +131,7 @@ class Engine:
     ) -> Iterator[tuple[Session, list[int]]]:
         """Yield what completes some of the prompts, and which."""
         if decodable:
-            decoder = read_decoder(self.model)
+            decoder = read_decoder(self.model, merged=True)
             kind = _compiled_decoding() if _compiles(self.model, decoder) else Decoding
             for turn in _turns(rows, decoder, group_size, max_tokens):
                 yield kind(decoder, [rows[p] for p in turn], group_size, max_tokens), turn

@@ -15,11 +15,13 @@ from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from generative.attention.rotary import turn
 from posttrain.decoder import Decoder, DecoderLayer, read_decoder
+from posttrain.decoder_adapters import Adapted
+from posttrain.decoder_kernels import Affine
 from posttrain.rollout.batch import Rollout, Sampling
 from posttrain.rollout.completion import Completions
 from posttrain.rollout.decoding import Decoding
@@ -88,7 +90,7 @@ class GraphEngine(Engine):
             torch.autocast(weight.device.type, enabled=False),
             torch.cuda.device_of(weight),
         ):
-            decoder = read_decoder(self.model)
+            decoder = read_decoder(self.model, merged=True)
             turns = list(_turns(rows, decoder, group_size, sampling.max_tokens))
             if turns:
                 longest = max(len(row) for row in rows) + sampling.max_tokens
@@ -160,6 +162,9 @@ class GraphDecoding:
             for name in ("qkv", "qkv_bias", "qk_norm"):
                 if (joined := getattr(new, name)) is not None:
                     getattr(old, name).copy_(joined)
+            for name in ("output", "gate", "up", "down"):
+                if isinstance(merged := getattr(new, name), Adapted):
+                    getattr(old, name).weight.copy_(merged.weight)
 
     def begin(self, prompts: Sequence[Tensor], group_size: int) -> Tensor:
         """Run every prompt once and copy it to its slots; return the first tokens' logits.
@@ -355,7 +360,7 @@ def _multiple(columns: int) -> int:
     return -(-columns // _COLUMNS) * _COLUMNS
 
 
-def _added(x: Tensor, other: Tensor, layer: nn.Linear) -> Tensor:
+def _added(x: Tensor, other: Tensor, layer: Affine) -> Tensor:
     """Return ``x + layer(other)``, in place."""
     if layer.bias is None:
         return x.addmm_(other, layer.weight.t())
