@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +15,7 @@ from launch.metrics import Mean, Metric, Rate
 from launch.optimizers import AdamW, OptimizerConfig
 from launch.runtime import Runtime
 from launch.schedule import Cosine, Schedule, set_learning_rate
+from posttrain.adapters import trained_state
 from posttrain.data.tasks.base import Task
 from posttrain.eval.run import Generates
 from posttrain.models import LanguageModel
@@ -35,6 +35,7 @@ from posttrain.trainers.advantages import (
 )
 from posttrain.trainers.collection import Collected, Collector, DynamicSampling
 from posttrain.trainers.minibatches import Minibatches
+from posttrain.trainers.references import Reference, reference_of
 from posttrain.trainers.rollouts import (
     FlatGroups,
     as_batch,
@@ -97,6 +98,8 @@ class GRPOConfig:
     refresh_every: int = 0
     """Steps after which the reference becomes the policy as it is then; 0 keeps the first one. A
     rollout that serves several steps keeps the reference that it was compared with."""
+    offload_reference: bool = resumable(False)
+    """Keep the reference on the CPU between its passes; slower, memory of the GPU only."""
     micro_batch: int | None = None
     """Completions a forward pass on one process; memory only, never the result. None derives it;
     multiples of group_size compute each prompt once for its group."""
@@ -183,16 +186,16 @@ def train_grpo(
     reward = task.reward if reward is None else reward
     prompts = task.train()
     check_prompts(len(prompts), cfg.prompts_per_step * cfg.minibatches)
-    reference = copy.deepcopy(lm.model).eval().to(run.device) if cfg.compares else None
+    reference = frozen_reference(cfg, lm.model, run)
     optimizer = cfg.optimizer.build(lm.model)
     model, optimizer = run.prepare(lm.model, optimizer)
     engine = sampler(cfg, lm)
     collector = Collector(cfg, engine, lm, prompts, stopping(cfg.sampling, lm), reward, run)
     parts = Minibatches(cfg, run)
     flat_groups = FlatGroups(rounds=cfg.dynamic_sampling.rounds if cfg.dynamic_sampling else 0)
-    state: dict[str, Stateful] = {"model": lm.model, "optimizer": optimizer}
+    state: dict[str, Stateful] = {"model": trained_state(lm.model), "optimizer": optimizer}
     state |= {"minibatches": parts} if cfg.minibatches > 1 else {}
-    state |= {"reference": reference} if cfg.refresh_every and reference is not None else {}
+    state |= {"reference": reference.model} if cfg.refresh_every and reference else {}
     run.print(about_loss(cfg))
     for step in run.steps(
         cfg.steps,
@@ -202,7 +205,7 @@ def train_grpo(
     ):
         learning_rate = set_learning_rate(optimizer, cfg.schedule(step - 1, cfg.steps))
         if reference is not None and step > 1 and run.due(step - 1, cfg.refresh_every):
-            reference.load_state_dict(lm.model.state_dict())
+            reference.refresh(lm.model)
         figures: dict[str, Metric] = {}
         found = None
         if parts.are_due(step):
@@ -240,6 +243,14 @@ def sampler(cfg: GRPOConfig, lm: LanguageModel) -> Generates:
     return engine if cfg.tools is None else ToolEngine(engine, lm, cfg.tools)
 
 
+def frozen_reference(cfg: GRPOConfig, policy: nn.Module, run: Runtime) -> Reference | None:
+    """Return the policy as it is, frozen, or None where nothing is compared with it."""
+    if not cfg.compares:
+        return None
+    offload, refreshes = cfg.offload_reference, cfg.refresh_every > 0
+    return reference_of(policy, run.device, offload=offload, refreshes=refreshes)
+
+
 def max_tokens(cfg: GRPOConfig, step: int) -> int:
     """Return how long the completions may be that are drawn at ``step``."""
     since = [after for after in cfg.max_tokens_after if after < step]
@@ -256,7 +267,7 @@ def as_trained(
     cfg: GRPOConfig,
     found: Collected,
     model: nn.Module,
-    reference: nn.Module | None,
+    reference: Reference | None,
     run: Runtime,
 ) -> RolloutBatch:
     """Return a rollout as it is trained on: with reference, advantages, and the old policy."""
@@ -264,7 +275,8 @@ def as_trained(
     batch = as_batch(rollout, trained_mask(rollout, cfg.mask_truncated)).to(run.device)
     with run.phase("log_probs"):
         if reference is not None:
-            batch = replace(batch, ref_log_probs=frozen_log_probs(cfg, reference, batch, run))
+            with reference.using() as frozen:
+                batch = replace(batch, ref_log_probs=frozen_log_probs(cfg, frozen, batch, run))
         if cfg.minibatches > 1:
             batch = replace(batch, old_log_probs=frozen_log_probs(cfg, model, batch, run))
     return with_advantages(cfg, batch, found, run)

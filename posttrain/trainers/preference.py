@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +15,7 @@ from launch.metrics import Mean, Metric, Rate
 from launch.optimizers import AdamW, OptimizerConfig
 from launch.runtime import Runtime
 from launch.schedule import Cosine, Schedule, set_learning_rate
+from posttrain.adapters import trained_state
 from posttrain.data.order import shuffled
 from posttrain.data.preferences import Pair, PreferenceBatch, pad_pairs, unrelated_pairs
 from posttrain.log_probs import shared_prompt_log_probs, token_log_probs
@@ -26,6 +26,7 @@ from posttrain.objectives.preference import (
     kto_reference_point,
     needs_reference_point,
 )
+from posttrain.trainers.references import Reference, reference_of
 from posttrain.trainers.supervised import TOKENS_PER_MICRO_BATCH, check_loop, check_micro_batch
 
 __all__ = ["PreferenceConfig", "train_preferences"]
@@ -46,6 +47,8 @@ class PreferenceConfig:
     """Most tokens of a prompt with its completion; a longer one is an error."""
     micro_batch: int | None = None
     """Pairs a forward pass on one process; memory only, never the result. None derives it."""
+    offload_reference: bool = resumable(False)
+    """Keep the reference on the CPU between its passes; slower, memory of the GPU only."""
     max_grad_norm: float = 1.0
     save_every: int = resumable(0)
     """Steps between checkpoints; 0 saves at the end alone."""
@@ -80,18 +83,20 @@ def train_preferences(
 ) -> None:
     """Train ``model`` on ``pairs`` of documents, the chosen one first, in place.
 
-    The reference is the model as it is given, frozen; an objective that compares with none costs
-    none. ``heldout`` pairs are looked at every ``cfg.heldout_every`` steps.
+    The reference is the model as it is given, frozen: a copy, or the model with its adapters off;
+    an objective that compares with none costs none. ``heldout`` pairs are looked at every
+    ``cfg.heldout_every`` steps.
 
     Raises:
         ValueError: There are no pairs, a document is too long, or none of its tokens counts.
     """
     check_pairs(cfg, pairs)
     compares = needs_reference(cfg.objective)
-    reference = copy.deepcopy(model).eval().to(run.device) if compares else None
+    offload = cfg.offload_reference
+    reference = reference_of(model, run.device, offload=offload) if compares else None
     optimizer = cfg.optimizer.build(model)
     prepared, optimizer = run.prepare(model, optimizer)
-    state: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
+    state: dict[str, Stateful] = {"model": trained_state(model), "optimizer": optimizer}
     for step in run.steps(
         cfg.steps, state=state, save_every=cfg.save_every, headline=("loss", "accuracy")
     ):
@@ -197,18 +202,19 @@ def frozen_log_probs(
 
 
 def with_reference(
-    cfg: PreferenceConfig, reference: nn.Module | None, batch: PreferenceBatch, run: Runtime
+    cfg: PreferenceConfig, reference: Reference | None, batch: PreferenceBatch, run: Runtime
 ) -> PreferenceBatch:
     """Return ``batch`` with the log-probabilities of the frozen reference, if there is one."""
     if reference is None:
         return batch
-    return replace(batch, ref_log_probs=frozen_log_probs(cfg, reference, batch, run))
+    with reference.using() as frozen:
+        return replace(batch, ref_log_probs=frozen_log_probs(cfg, frozen, batch, run))
 
 
 def reference_point(
     cfg: PreferenceConfig,
     model: nn.Module,
-    reference: nn.Module | None,
+    reference: Reference | None,
     others: Sequence[Pair],
     run: Runtime,
 ) -> Tensor:
@@ -237,7 +243,7 @@ def reward_figures(rewards: Tensor) -> dict[str, Metric]:
 def heldout_figures(
     cfg: PreferenceConfig,
     model: nn.Module,
-    reference: nn.Module | None,
+    reference: Reference | None,
     heldout: Sequence[Pair],
     run: Runtime,
 ) -> dict[str, Metric]:

@@ -14,6 +14,7 @@ from launch.metrics import Mean, Rate
 from launch.optimizers import AdamW, OptimizerConfig
 from launch.runtime import Runtime
 from launch.schedule import Cosine, Schedule, set_learning_rate
+from posttrain.adapters import trained_state
 from posttrain.data.order import shuffled
 from posttrain.data.packing import Document, pack
 from posttrain.log_probs import token_log_probs
@@ -62,7 +63,7 @@ def train_sft(
     check_lengths(cfg, documents)
     optimizer = cfg.optimizer.build(model)
     prepared, optimizer = run.prepare(model, optimizer)
-    state: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
+    state: dict[str, Stateful] = {"model": trained_state(model), "optimizer": optimizer}
     micro_batch = cfg.micro_batch or max(1, TOKENS_PER_MICRO_BATCH // cfg.row_length)
     for step in run.steps(
         cfg.steps, state=state, save_every=cfg.save_every, headline=("loss", "speed/tokens")
