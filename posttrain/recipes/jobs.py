@@ -10,6 +10,14 @@ from typing import ClassVar
 from launch.config import resumable, to_yaml
 from launch.errors import UsageError
 from launch.runtime import Runtime, RuntimeConfig
+from posttrain.adapters import (
+    LoRA,
+    has_adapters,
+    merge_adapters,
+    parse_lora,
+    save_adapter,
+    with_adapters,
+)
 from posttrain.data.tasks import Prompt, Task, parse_task
 from posttrain.model_files import lacks_chat_template
 from posttrain.models import LanguageModel, save_model
@@ -54,6 +62,8 @@ class SFTJob(SFTConfig):
     leaves_run: ClassVar[bool] = True
     model: ModelSource = field(default_factory=Pretrained, metadata={"parse": parse_model})
     data: DocumentSource = field(default_factory=ChatFile, metadata={"parse": parse_documents})
+    lora: LoRA | None = field(default=None, metadata={"parse": parse_lora})
+    """Train adapters of this rank in place of the weights; null trains all of them."""
     epochs: float | None = None
     """Passes over the data, in place of ``steps``; null counts steps."""
     seed: int = 0
@@ -67,12 +77,15 @@ class SFTJob(SFTConfig):
             raise UsageError(f"epochs={self.epochs}: give a positive number, or null")
         self.model.check()
         self.data.check()
+        if self.lora is not None:
+            self.lora.check()
         if isinstance(self.data, ChatFile):
             check_template(self.model, GIVE_TEMPLATE)
 
     def run(self, run: Runtime) -> None:
         """Train and leave the model in the run folder."""
         lm = self.model.load(self.data.texts(2_000), self.seed)
+        lm = adapted(lm, self.lora, run, self.seed, kept=isinstance(self.model, Pretrained))
         documents = self.data.documents(lm, self.steps * self.documents_per_step, self.seed)
         train_sft(self.counted(len(documents)), lm.model, documents, run)
         asked = self.data.task.train()[0] if isinstance(self.data, WorkedSums | RawLines) else None
@@ -108,6 +121,8 @@ class PreferenceJob(PreferenceConfig):
     data: PairSource = field(default_factory=PairFile, metadata={"parse": parse_pairs})
     """A JSONL file: ``prompt`` or ``messages``, ``chosen`` and ``rejected`` in each line."""
     warm_up: WarmUp | None = field(default=None, metadata={"resumable": False})
+    lora: LoRA | None = field(default=None, metadata={"parse": parse_lora})
+    """Train adapters of this rank in place of the weights; null trains all of them."""
     seed: int = 0
     trackers: tuple[str, ...] = resumable(())
     """accelerate's trackers, such as tensorboard."""
@@ -117,6 +132,9 @@ class PreferenceJob(PreferenceConfig):
         """Raise UsageError for a missing or broken model or file."""
         self.model.check()
         self.data.check()
+        if self.lora is not None:
+            self.lora.check()
+            self.lora.check_undropped("preference training")
         check_template(self.model, GIVE_TEMPLATE)
 
     def run(self, run: Runtime) -> None:
@@ -124,6 +142,8 @@ class PreferenceJob(PreferenceConfig):
         lm = self.model.load(self.data.texts(2_000), self.seed)
         if self.warm_up is not None:
             self.warm_up.run(lm, run, self.seed)
+        kept = self.warm_up is None and isinstance(self.model, Pretrained)
+        lm = adapted(lm, self.lora, run, self.seed, kept=kept)
         pairs = self.data.pairs(lm, self.steps * self.pairs_per_step, self.seed)
         train_preferences(self, lm.model, pairs, run, heldout=self.data.heldout(lm))
         asked = self.data.task.train()[0] if isinstance(self.data, ReplyPairs) else None
@@ -147,6 +167,8 @@ class GRPOJob(GRPOConfig):
     problems: int = resumable(128)
     """Held-out problems that are looked at, at the most."""
     warm_up: WarmUp | None = field(default=None, metadata={"resumable": False})
+    lora: LoRA | None = field(default=None, metadata={"parse": parse_lora})
+    """Train adapters of this rank in place of the weights; null trains all of them."""
     seed: int = 0
     trackers: tuple[str, ...] = resumable(())
     """accelerate's trackers, such as tensorboard."""
@@ -155,6 +177,9 @@ class GRPOJob(GRPOConfig):
     def check(self) -> None:
         """Raise UsageError for a missing or broken model or task."""
         check_reinforcement(self.model, self.task, self.warm_up, self.prompts_per_step)
+        if self.lora is not None:
+            self.lora.check()
+            self.lora.check_undropped("reinforcement learning")
         task = given(self.task)
         check_reward(task.reward if self.reward is None else self.reward)
         if self.problems < 1:
@@ -172,6 +197,8 @@ class GRPOJob(GRPOConfig):
         lm = self.model.load(self.warm_up.data.texts(2_000) if self.warm_up else (), self.seed)
         if self.warm_up is not None:
             self.warm_up.run(lm, run, self.seed)
+        kept = self.warm_up is None and isinstance(self.model, Pretrained)
+        lm = adapted(lm, self.lora, run, self.seed, kept=kept)
         probe = None
         if self.probe_every:
             heldout = task.heldout()[: self.problems]
@@ -225,10 +252,28 @@ def check_template(model: ModelSource, remedy: str) -> None:
         )
 
 
+def adapted(
+    lm: LanguageModel, lora: LoRA | None, run: Runtime, seed: int, *, kept: bool
+) -> LanguageModel:
+    """Return the model with the adapters that a job asks for.
+
+    Unless its weights are ``kept`` elsewhere, they are left in ``base/``: an adapter needs them.
+    """
+    if lora is None:
+        return lm
+    if run.output is not None and not kept:
+        base = run.output / "base"
+        run.on_main(lambda: save_model(lm.model, lm.tokenizer, base))
+        lm.model.config._name_or_path = str(base)
+    return with_adapters(lm, lora, seed=seed)
+
+
 def leave_model(
     lm: LanguageModel, run: Runtime, source: ModelSource, prompt: Prompt | None = None
 ) -> None:
     """Save the model as an ordinary Hugging Face folder and say how to talk to it.
+
+    Adapters are left in ``adapter/``, as peft writes them, and merged into the model.
 
     Args:
         lm: What was trained.
@@ -239,6 +284,10 @@ def leave_model(
     if run.output is None:
         return
     folder = run.output / "model"
+    if has_adapters(lm.model):
+        beside, adapters = run.output / "adapter", lm.model
+        run.on_main(lambda: save_adapter(adapters, beside))
+        lm = merge_adapters(lm)
     run.on_main(lambda: save_model(lm.model, lm.tokenizer, folder))
     if prompt is not None and prompt.messages is None:
         run.print(f"The model is in {folder}. It continues text; it has not learnt to chat.")
