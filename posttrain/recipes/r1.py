@@ -192,8 +192,10 @@ def r1() -> R1:
             direct=reinforced(100),
         ),
         exams={
-            "english": Exam(task=ENGLISH, also={"latin": LanguageConsistency("latin")}),
-            "russian": Exam(task=RUSSIAN, also={"cyrillic": LanguageConsistency("cyrillic")}),
+            "english": Exam(task=ENGLISH, also={"english/language": LanguageConsistency("latin")}),
+            "russian": Exam(
+                task=RUSSIAN, also={"russian/language": LanguageConsistency("cyrillic")}
+            ),
             "lists": Exam(task=LISTS),
             "helpful": Exam(task=REQUESTS),
             "harmless": Exam(task=REFUSALS),

@@ -26,7 +26,8 @@ BEFORE: Mapping[str, str] = {
     "6-direct-rl": "6-student-base",
 }
 """The stage whose model each is compared with."""
-TEACHERS = ("6-direct-rl", "6-distilled-on-policy")
+STUDENTS = ("6-direct-rl", "6-distilled-on-policy")
+"""By reinforcement alone, and by distillation."""
 
 
 def compare(marks: Mapping[str, Marks]) -> list[Verdict]:
@@ -45,15 +46,15 @@ def summarise(marks: Mapping[str, Marks], run: Runtime) -> None:
     found = compare(marks)
     run.note("What the stages did", account(found))
     run.table("Every model on the same held-out problems", standing(marks))
-    run.table("What each stage changed", [verdict.row() for verdict in found])
-    direct, distilled = TEACHERS
+    run.figure("Marks by stage", draw_stages(marks))
+    direct, distilled = STUDENTS
     if direct in marks and distilled in marks:
         beside = verdicts(distilled, marks[direct], marks[distilled], list(marks[direct]))
         rows = [_against(verdict, direct) for verdict in beside]
         run.table("Distillation against reinforcement of the same small model", rows)
-    run.figure("Marks by stage", draw_stages(marks))
     if run.output is not None:
         run.table("Time", stage_seconds(run.output))
+    run.table("What each stage changed", [verdict.row() for verdict in found])
 
 
 def standing(marks: Mapping[str, Marks]) -> list[dict[str, object]]:
@@ -103,9 +104,10 @@ def _against(verdict: Verdict, other: str) -> dict[str, object]:
 def stage_seconds(output: Path) -> list[dict[str, object]]:
     """Return the seconds that each stage trained or sampled for, from its last record."""
     rows: list[dict[str, object]] = []
-    for path in sorted(output.glob("stages/*/metrics.jsonl")):
+    for path in sorted(output.glob("stages/**/metrics.jsonl")):
         last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-        rows.append({"stage": path.parent.name, "seconds": round(float(last["seconds"]), 1)})
+        name = path.parent.relative_to(output / "stages").as_posix().replace("/stages/", ", ")
+        rows.append({"stage": name, "seconds": round(float(last["seconds"]), 1)})
     return rows
 
 
