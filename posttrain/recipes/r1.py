@@ -57,7 +57,7 @@ def everything() -> TaskMixture:
         "english": (2.0, ENGLISH),
         "russian": (1.0, RUSSIAN),
         "lists": (1.0, LISTS),
-        "requests": (2.0, REQUESTS),
+        "requests": (3.0, REQUESTS),
         "refusals": (2.0, REFUSALS),
     }
     return TaskMixture(tasks, size=100_000)
@@ -174,7 +174,7 @@ def r1() -> R1:
                 heldout_every=20,
             ),
             task="requests",
-            last_steps=40,
+            last_steps=60,
         ),
         scenarios=Reinforcement(
             task=everything(), reward=rules(everything()), training=reinforced(100)
@@ -189,7 +189,7 @@ def r1() -> R1:
                 optimizer=AdamW(learning_rate=1e-3, eps=1e-6),
                 save_every=20,
             ),
-            direct=reinforced(100),
+            direct=reinforced(260),
         ),
         exams={
             "english": Exam(task=ENGLISH, also={"english/language": LanguageConsistency("latin")}),

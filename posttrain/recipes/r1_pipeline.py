@@ -260,10 +260,12 @@ def distilled_on_policy(job: R1, shelf: Shelf, stage: Runtime) -> LanguageModel:
 
 
 def direct(job: R1, shelf: Shelf, stage: Runtime) -> LanguageModel:
-    """The student's base by reinforcement alone, without a teacher."""
+    """The student's base by reinforcement alone, without a teacher, on its teacher's rewards."""
     lm, cfg = shelf.take("6-student-base"), job.distillation.direct
+    assert shelf.scorer is not None
     keep_config(cfg, stage)
-    reinforce(cfg, job.scenarios.task, job.scenarios.reward, lm, stage)
+    reward = with_helpfulness(job.scenarios.reward, shelf.scorer, job.preferences, cfg.steps)
+    reinforce(cfg, job.scenarios.task, reward, lm, stage)
     return lm
 
 
