@@ -38,11 +38,25 @@ class Evaluator:
                 raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
 
     def judge(
-        self, lm: LanguageModel, prompts: Sequence[Prompt], reward: Reward, run: Runtime
+        self,
+        lm: LanguageModel,
+        prompts: Sequence[Prompt],
+        reward: Reward,
+        run: Runtime,
+        *,
+        engine: Generates | None = None,
     ) -> Evaluation:
-        """Judge ``lm``; which completions are drawn depends on the run's seed alone."""
+        """Judge ``lm``; which completions are drawn depends on the run's seed alone.
+
+        Args:
+            lm: The model.
+            prompts: Problems.
+            reward: Says what is right.
+            run: Shares the work, and gives the seed.
+            engine: Of the model, such as one with a tool; None makes one without.
+        """
         return evaluate(
-            Engine(lm.model),
+            Engine(lm.model) if engine is None else engine,
             lm.tokenizer,
             prompts,
             reward,
@@ -68,7 +82,7 @@ def heldout_probe(
     """
 
     def probe(step: int, engine: Generates) -> Mapping[str, Metric]:
-        found = evaluator.judge(lm, prompts, reward, run)
+        found = evaluator.judge(lm, prompts, reward, run, engine=engine)
         return {
             "heldout/accuracy": float(found.correct.double().mean()),
             "heldout/length": float(found.lengths.double().mean()),

@@ -13,8 +13,10 @@ from launch.optimizers import AdamW
 from launch.runtime import Runtime
 from posttrain.data.tasks import Prompt
 from posttrain.models import LanguageModel, tiny_model, train_tokenizer
+from posttrain.recipes.evaluator import Evaluator, heldout_probe
 from posttrain.rewards import Sample
 from posttrain.rollout import Engine, Rollout, Sampling
+from posttrain.rollout.tool_engine import ToolEngine
 from posttrain.tools import ToolOutput, ToolUse
 from posttrain.trainers import DynamicSampling, GRPOConfig, ProcessSupervised, train_grpo
 from posttrain.trainers.collection import replace_rows
@@ -178,6 +180,22 @@ def test_a_probe_sees_completions_with_tools(made: LanguageModel) -> None:
     with Runtime(seed=5) as run:
         train_grpo(replace(CONFIG, steps=1, probe_every=1), fresh(made), Sums(), run, probe=probe)
     assert seen[0] > 0
+
+
+def test_held_out_problems_are_judged_with_the_tool(made: LanguageModel) -> None:
+    # Only a tool can write "!" here, since it ends what the model draws.
+    [mark] = made.tokenizer.encode("!", add_special_tokens=False)
+    sampling = Sampling(max_tokens=24, stop_tokens=(mark,))
+    evaluator = Evaluator(group_size=8, sampling=sampling, greedy=False)
+
+    def exclaims(samples: Sequence[Sample]) -> torch.Tensor:
+        return torch.tensor([float("!" in sample.completion) for sample in samples])
+
+    with Runtime(seed=5) as run:
+        probe = heldout_probe(evaluator, made, Sums().train(), exclaims, run)
+        plain = Engine(made.model)
+        assert probe(1, plain)["heldout/accuracy"] == 0
+        assert float(probe(1, ToolEngine(plain, made, TOOLS))["heldout/accuracy"]) > 0.1  # type: ignore[arg-type]  # a float
 
 
 def test_steps_count_the_tokens_of_tools_as_samples_do() -> None:
