@@ -37,6 +37,9 @@ class ToolEngine:
     whose output would leave no room for another token within ``max_tokens``. So an output is always
     followed by a sampled token, and what ends at ``max_tokens`` within a call makes no call.
 
+    The mask is False on outputs, as on what a search engine returns in Search-R1 (Jin et al. 2025,
+    arXiv:2503.09516).
+
     Args:
         engine: Samples the tokens between.
         lm: Its tokenizer decodes calls and encodes outputs.
