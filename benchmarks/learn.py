@@ -8,6 +8,7 @@ means, their 95% bootstrap intervals and ranges; exits with 1 if a stated score 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -23,9 +24,9 @@ from rl.scores import bootstrap_interval
 
 
 def run(case: Case, seed: int, folder: Path) -> Figures:
-    """Run one seed and return its figures, with the seconds that it took."""
+    """Run one seed and return its figures, with its seconds, the wall's and the processor's."""
     output = folder / f"{case.name.replace(' ', '-').replace(':', '')}-{seed}"
-    start = time.perf_counter()
+    start, used = time.perf_counter(), children_seconds()
     done = subprocess.run(
         [sys.executable, "-m", "launch", *arguments(case, seed, output)],
         capture_output=True,
@@ -35,7 +36,14 @@ def run(case: Case, seed: int, folder: Path) -> Figures:
     if done.returncode:
         raise SystemExit(f"{' '.join(done.args)} failed:\n{done.stderr[-3000:]}")
     seconds = time.perf_counter() - start
-    return case.figures(output, seed) | {"seconds": seconds}
+    cpu_seconds = children_seconds() - used
+    return case.figures(output, seed) | {"seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
+def children_seconds() -> float:
+    """Return the processor time of all processes that this one has started and seen end."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def arguments(case: Case, seed: int | str, output: Path) -> list[str]:

@@ -88,6 +88,27 @@ def _r1_mini(f: Figures) -> bool:
     )
 
 
+def objective(name: str, *flags: str) -> Case:
+    """Return the case of a policy objective, or of advantages, on the toy."""
+    return Case(
+        f"objective: {name}",
+        "objective-toy",
+        flags,
+        shown=("before/pass@1", "pass@1", "greedy", "cpu_seconds", "seconds"),
+        reaches=lambda f: (
+            f["before/pass@1"] < 0.2 and f["pass@1"] > 0.9 and f["cpu_seconds"] <= 120
+        ),
+        stated="pass@1 < .20 -> > .90 on held-out words, <= 2 CPU minutes",
+    )
+
+
+def kind(group: str, name: str) -> tuple[str, str]:
+    """Return the flag that chooses an objective or advantages."""
+    return f"--{group}", f"posttrain.{MODULES[group]}:{name}"
+
+
+MODULES = {"objective": "objectives", "advantages": "trainers"}
+ONE_UPDATE = ("--updates_per_rollout", "1", "--steps", "240")
 RANDOM = '{_type: "posttrain.recipes.controls:RandomReward"}'
 CASES = (
     Case(
@@ -115,6 +136,32 @@ CASES = (
         "control: cold start prolonged by the same compute",
         "r1-mini",
         ("--cold_start.steps", "2600", "--grpo.steps", "1", "--grpo.optimizer.learning_rate", "0"),
+    ),
+    objective("GRPO"),
+    *(
+        objective(name, *kind("objective", name))
+        for name in ("DAPO", "CISPO", "SAPO", "GMPO", "LUSPO", "ClipCov", "KLCov")
+    ),
+    objective(
+        "DrGRPO",
+        "--objective",
+        '{_type: "posttrain.objectives:DrGRPO", max_length: 8}',
+        "--advantages.std",
+        "null",
+    ),
+    objective("GSPO", *kind("objective", "GSPO"), *ONE_UPDATE),
+    objective(
+        "PolicyGradient",
+        *kind("objective", "PolicyGradient"),
+        *kind("advantages", "LeaveOneOut"),
+        *ONE_UPDATE,
+    ),
+    objective("MaxRL", *kind("advantages", "MaxRL")),
+    objective(
+        "REINFORCE++",
+        *kind("objective", "DAPO"),
+        *("--objective.clip_high", "0.2"),
+        *kind("advantages", "ReinforcePlusPlus"),
     ),
     agent("ppo-cartpole", 500, "500"),
     agent("ppo-acrobot", -82, ">= -82"),

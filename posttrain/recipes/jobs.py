@@ -193,18 +193,25 @@ class GRPOJob(GRPOConfig):
 
     def run(self, run: Runtime) -> None:
         """Train and leave the model in the run folder."""
-        task = given(self.task)
+        lm = self.begin(run)
+        self.reinforce(lm, run)
+        leave_model(lm, run, self.model, given(self.task).train()[0])
+
+    def begin(self, run: Runtime) -> LanguageModel:
+        """Return the model as reinforcement finds it: warmed up, and with its adapters."""
         lm = self.model.load(self.warm_up.data.texts(2_000) if self.warm_up else (), self.seed)
         if self.warm_up is not None:
             self.warm_up.run(lm, run, self.seed)
         kept = self.warm_up is None and isinstance(self.model, Pretrained)
-        lm = adapted(lm, self.lora, run, self.seed, kept=kept)
-        probe = None
+        return adapted(lm, self.lora, run, self.seed, kept=kept)
+
+    def reinforce(self, lm: LanguageModel, run: Runtime) -> None:
+        """Train ``lm``, with looks at held-out problems in between."""
+        task, probe = given(self.task), None
         if self.probe_every:
             heldout = task.heldout()[: self.problems]
             probe = heldout_probe(self.evaluation, lm, heldout, task.reward, run)
         train_grpo(self, lm, task, run, reward=self.reward, probe=probe)
-        leave_model(lm, run, self.model, task.train()[0])
 
 
 def check_reinforcement(

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from posttrain.data.preferences import PreferenceBatch
+from posttrain.data.step_labels import StepBatch
 from posttrain.objectives import (
     CISPO,
     DAPO,
@@ -45,6 +46,7 @@ from posttrain.objectives import (
     ReverseKL,
     SampledReverseKL,
     SimPO,
+    StepReward,
     TruncatedImportance,
     ValueLoss,
 )
@@ -52,7 +54,7 @@ from posttrain.rollout.batch import RolloutBatch
 from posttrain.trainers.updates import weighted
 from rl.estimators import k1, k2
 
-Batch = RolloutBatch | PreferenceBatch
+Batch = RolloutBatch | PreferenceBatch | StepBatch
 JUNK = (math.nan, math.inf, -math.inf, 1e30, -1e30)
 
 
@@ -115,6 +117,12 @@ def preferences(seed: int) -> tuple[Tensor, PreferenceBatch]:
     )
 
 
+def steps(seed: int) -> tuple[Tensor, StepBatch]:
+    """Return scores and solutions with labels between 0 and 1, in float64."""
+    scores, x = rollouts(seed)
+    return scores + 1, StepBatch(tokens=x.tokens, mask=x.mask, labels=x.old_log_probs.exp())
+
+
 def comparisons(seed: int) -> tuple[Tensor, PreferenceBatch]:
     """Return a score for each row and three pairs, in float64."""
     log_probs, batch = preferences(seed)
@@ -169,6 +177,7 @@ CASES: dict[str, Case] = {
     "simpo": Case(SimPO(), preferences, 2),
     "orpo": Case(ORPO(beta=0.7), preferences, 2),
     "kto": Case(KTO(beta=0.3, chosen=1.0, rejected=1.3), preferences, 2),
+    "step-reward": Case(StepReward(), steps),
     "bradley-terry": Case(BradleyTerry(centring=0.1), comparisons, 2),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -6,6 +6,7 @@ from posttrain.data.tasks.code_problems import CodeProblems
 from posttrain.data.tasks.hub import HubDataset
 from posttrain.data.tasks.instructions import InstructionReward, Instructions
 from posttrain.data.tasks.jsonl import JsonLines
+from posttrain.data.tasks.letters import BackwardLetters, ExactReward
 from posttrain.data.tasks.mixture import MixtureReward, TaskMixture, curriculum_weights
 from posttrain.data.tasks.named import parse_task
 from posttrain.data.tasks.reasoning_gym import ReasoningGym, ReasoningGymReward
@@ -17,7 +18,9 @@ from posttrain.data.tasks.word_problems import WordProblems
 
 __all__ = [
     "Arithmetic",
+    "BackwardLetters",
     "CodeProblems",
+    "ExactReward",
     "HelpfulReward",
     "HubDataset",
     "InstructionReward",

@@ -10,20 +10,35 @@ import pytest
 from launch.optimizers import AdamW
 from launch.runtime import Runtime
 from posttrain.critics import SecondModel, TwoModels
+from posttrain.data.tasks import BackwardLetters
 from posttrain.models import load_model
-from posttrain.objectives import DPO, IPO, KTO, ORPO, PreferenceObjective, SimPO
+from posttrain.objectives import (
+    CISPO,
+    DPO,
+    GSPO,
+    IPO,
+    KTO,
+    ORPO,
+    Objective,
+    PolicyGradient,
+    PreferenceObjective,
+    SimPO,
+)
 from posttrain.process_reward_models import load_process_reward_model
 from posttrain.recipes import tiny
 from posttrain.recipes.actor_critic_job import ActorCriticJob
 from posttrain.recipes.distill_job import DistillJob
 from posttrain.recipes.evaluator import Evaluator
-from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob
+from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob, WarmUp
+from posttrain.recipes.manners import Manners
 from posttrain.recipes.r1_mini import R1Mini
 from posttrain.recipes.reward_jobs import ProcessRewardJob, RewardModelJob
 from posttrain.recipes.sources import FromScratch, RawLines, WorkedSums
 from posttrain.recipes.step_sources import RolledOutSums
 from posttrain.reward_models import load_reward_model
 from posttrain.rollout import Sampling
+from posttrain.trainers import GroupRelative, LeaveOneOut, MaxRL
+from posttrain.trainers.advantages import Advantages
 
 Job = (
     SFTJob
@@ -101,6 +116,32 @@ def test_ppo_llm_mini_learns_and_leaves_policy_and_critic(tmp_path: Path) -> Non
     pair = SecondModel(path=str(tmp_path / "run" / "critic")).build(lm)
     assert isinstance(pair, TwoModels)
     assert pair.critic.head.weight.any()
+
+
+@pytest.mark.parametrize(
+    ("objective", "advantages"),
+    [(GSPO(), GroupRelative()), (PolicyGradient(), LeaveOneOut()), (CISPO(), MaxRL())],
+)
+def test_objective_toy_learns(objective: Objective, advantages: Advantages, tmp_path: Path) -> None:
+    task = BackwardLetters(length=3, letters="abcde")
+    job = tiny.objective_toy()
+    assert job.warm_up is not None
+    job = replace(
+        job,
+        task=task,
+        warm_up=WarmUp(data=Manners(task=task), training=replace(job.warm_up.training, steps=80)),
+        objective=objective,
+        advantages=advantages,
+        updates_per_rollout=1,
+        steps=60,
+        evaluation=replace(job.evaluation, group_size=16),
+    )
+    before, after = run(job, tmp_path / "run")
+    first, last = before["pass@1"], after["pass@1"]
+    drawn = len(task.heldout()) * job.evaluation.group_size
+    deviation = (first * (1 - first) / drawn + last * (1 - last) / drawn) ** 0.5
+    assert last - first > 3 * deviation + 0.1
+    load_model(tmp_path / "run" / "model")
 
 
 def test_tool_mini_learns_to_call(tmp_path: Path) -> None:
