@@ -1,4 +1,4 @@
-"""What the allocator does with memory that is freed."""
+"""Memory: what the allocator does with freed blocks, and what is kept for the backward pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import ctypes
 import functools
 import platform
 
-__all__ = ["keep_freed_memory"]
+from torch import nn
+
+from launch.errors import UsageError
+
+__all__ = ["checkpoint_activations", "keep_freed_memory"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them, <malloc.h>
 _KEPT = 1 << 30
@@ -26,3 +30,32 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, _KEPT))
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Have a transformers model compute its layers again in the backward pass.
+
+    Chen et al. 2016, arXiv:1604.06174: a layer keeps its input alone, at the price of one more
+    forward pass; the gradients are the same bits. Layers do so in training mode, so that is what
+    they are put into; their parts, such as dropout, stay in the mode they are in.
+
+    Raises:
+        UsageError: The model has no layers that do so.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    enable = enable or getattr(model, "gradient_checkpointing_enable", None)
+    try:
+        if enable is None:
+            raise ValueError("it is no model of transformers")
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UsageError(
+            f"runtime.activation_checkpointing: {type(model).__name__} knows no layers to compute "
+            f"again ({' '.join(str(error).split())[:200]}); leave it false"
+        ) from error
+    # Embeddings that ask for a gradient are for the reentrant kind; frozen ones need none here.
+    if callable(forget := getattr(model, "disable_input_require_grads", None)):
+        forget()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True

@@ -22,7 +22,7 @@ from launch.checkpoint import Stateful
 from launch.config import resumable
 from launch.errors import UsageError
 from launch.folder import Claim, atomic_write, claim
-from launch.memory import keep_freed_memory
+from launch.memory import checkpoint_activations, keep_freed_memory
 from launch.metrics import Console, JsonLines, Metric, Phases, combine, truncate_lines
 from launch.signals import HeldSignals
 from launch.stepping import TrainingStep
@@ -43,6 +43,8 @@ class RuntimeConfig:
     """``single``: one process; ``ddp``: several, each with the whole model; ``auto`` finds out."""
     precision: Precision = "fp32"
     """Of the forward pass; weights and optimizer state stay in float32."""
+    activation_checkpointing: bool = resumable(False)
+    """Compute a language model's layers again in the backward pass: less memory, more time."""
     keep: int = resumable(2)
     """Newest checkpoints that stay."""
     threads: int | None = resumable(None)
@@ -209,6 +211,8 @@ class Runtime:
         self, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Move a model to its device and wrap it for the strategy; one optimizer a model."""
+        if self.config.activation_checkpointing:
+            checkpoint_activations(model)
         return self.backend.prepare(model), optimizer
 
     def micro_batches(self, batch: B, rows: int) -> Iterator[B]:

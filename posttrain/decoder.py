@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from generative.attention.rotary import neighbours, rotary_turns
 from posttrain.decoder_adapters import (
@@ -157,6 +158,8 @@ class Decoder:
     eps: Tensor
     frequencies: Tensor
     rotary_scaling: float
+    checkpoints: bool
+    """Whether layers are run again in the backward pass, instead of keeping what they computed."""
 
     @property
     def size(self) -> int:
@@ -217,10 +220,13 @@ class Decoder:
         x = self.embed(tokens)
         turned = self.heads.queries + self.heads.keys
         turns = self.turns(positions)[:, None].expand(-1, turned, -1).flatten(1)
+        run = self._layer
+        if self.checkpoints and torch.is_grad_enabled():
+            run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
         for i, layer in enumerate(self.layers):
             last = layer is self.layers[-1]
             taken = None if record is None else partial(record, i)
-            x = self._layer(layer, x, turns, layout, wanted if last else None, taken)
+            x = run(layer, x, turns, layout, wanted if last else None, taken)
         return self.final_norm(x)
 
     def _layer(
@@ -271,6 +277,7 @@ def read_decoder(model: Untyped, *, merged: bool = False) -> Decoder:
         eps=torch.tensor(inner.norm.variance_epsilon, dtype=exact, device=weight.device),
         frequencies=inner.rotary_emb.inv_freq,
         rotary_scaling=inner.rotary_emb.attention_scaling,
+        checkpoints=bool(getattr(inner.layers[0], "gradient_checkpointing", False)),
     )
 
 
