@@ -27,6 +27,7 @@ from posttrain.models import LanguageModel, quiet
 __all__ = [
     "LoRA",
     "adapters_off",
+    "check_undropped",
     "has_adapters",
     "merge_adapters",
     "parse_lora",
@@ -68,11 +69,7 @@ class LoRA:
 
     def check_undropped(self, what: str) -> None:
         """Raise UsageError if ``dropout`` is above 0, for training that compares two passes."""
-        if self.dropout:
-            raise UsageError(
-                f"lora.dropout={self.dropout}: {what} compares log-probabilities of several "
-                "passes, which dropout would make differ by chance; use 0"
-            )
+        _check_undropped(self.dropout, what)
 
 
 def parse_lora(text: str) -> LoRA:
@@ -148,6 +145,21 @@ def merge_adapters(lm: LanguageModel) -> LanguageModel:
 def has_adapters(model: nn.Module) -> bool:
     """Return whether any layer of a model has a LoRA adapter."""
     return any(is_adapted(module) for module in model.modules())
+
+
+def check_undropped(model: nn.Module, what: str) -> None:
+    """Raise UsageError if a model's adapters have dropout, as ``LoRA.check_undropped`` does."""
+    layers = (module for module in model.modules() if is_adapted(module))
+    shares = [x.p for layer in layers for x in layer.modules() if type(x) is nn.Dropout]
+    _check_undropped(max(shares, default=0.0), what)
+
+
+def _check_undropped(dropout: float, what: str) -> None:
+    if dropout:
+        raise UsageError(
+            f"lora.dropout={dropout}: {what} compares log-probabilities of several passes, which "
+            "dropout would make differ by chance; use 0"
+        )
 
 
 @contextmanager

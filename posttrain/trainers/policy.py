@@ -15,7 +15,7 @@ from launch.metrics import Mean, Metric, Rate
 from launch.optimizers import AdamW, OptimizerConfig
 from launch.runtime import Runtime
 from launch.schedule import Cosine, Schedule, set_learning_rate
-from posttrain.adapters import trained_state
+from posttrain.adapters import check_undropped, trained_state
 from posttrain.data.tasks.base import Task
 from posttrain.eval.run import Generates
 from posttrain.models import LanguageModel
@@ -186,6 +186,7 @@ def train_grpo(
     reward = task.reward if reward is None else reward
     prompts = task.train()
     check_prompts(len(prompts), cfg.prompts_per_step * cfg.minibatches)
+    check_undropped(lm.model, "reinforcement learning")
     reference = frozen_reference(cfg, lm.model, run)
     optimizer = cfg.optimizer.build(lm.model)
     model, optimizer = run.prepare(lm.model, optimizer)

@@ -15,7 +15,7 @@ from launch.metrics import Mean, Metric, Rate
 from launch.optimizers import AdamW, OptimizerConfig
 from launch.runtime import Runtime
 from launch.schedule import Cosine, Schedule, set_learning_rate
-from posttrain.adapters import trained_state
+from posttrain.adapters import check_undropped, trained_state
 from posttrain.data.order import shuffled
 from posttrain.data.preferences import Pair, PreferenceBatch, pad_pairs, unrelated_pairs
 from posttrain.log_probs import shared_prompt_log_probs, token_log_probs
@@ -91,6 +91,7 @@ def train_preferences(
         ValueError: There are no pairs, a document is too long, or none of its tokens counts.
     """
     check_pairs(cfg, pairs)
+    check_undropped(model, "preference training")
     compares = needs_reference(cfg.objective)
     offload = cfg.offload_reference
     reference = reference_of(model, run.device, offload=offload) if compares else None

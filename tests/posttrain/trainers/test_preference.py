@@ -19,6 +19,7 @@ from posttrain.models import LanguageModel, tiny_model, train_tokenizer
 from posttrain.objectives import DPO, GRPO, IPO, KTO, ORPO, PreferenceObjective, SimPO
 from posttrain.trainers import PreferenceConfig, train_preferences
 from posttrain.trainers.preference import pair_log_probs, reference_point
+from posttrain.trainers.references import Reference
 
 SUMS = [(a, b) for a in range(6) for b in range(6)]
 TEXTS = [f"{a} plus {b} is {a + b}, exactly" for a, b in SUMS]
@@ -175,9 +176,10 @@ def test_reference_point_is_of_prompts_with_completions_of_other_pairs(
     ordered = [(pairs[i], pairs[(i + 1) % 5]) for i in range(5)]
     with Runtime() as run:
         others = unrelated_pairs(ordered, cfg.row_length)
-        found = reference_point(cfg, model, made.model, others, run)
+        reference = Reference(made.model, run.device)
+        found = reference_point(cfg, model, reference, others, run)
         small = replace(cfg, micro_batch=1)
-        torch.testing.assert_close(reference_point(small, model, made.model, others, run), found)
+        torch.testing.assert_close(reference_point(small, model, reference, others, run), found)
     rewards = []
     for first, second in ordered:
         for prompt, completion in zip(first, second, strict=True):

@@ -165,6 +165,16 @@ def test_a_refresh_of_what_never_changes_is_refused(lm: LanguageModel) -> None:
         train_policy(cfg, with_adapters(lm, LoRA()))
 
 
+def test_dropout_of_adapters_is_refused(lm: LanguageModel) -> None:
+    dropping = with_adapters(lm, LoRA(dropout=0.1))
+    for train in (
+        lambda: train_policy(POLICY, dropping),
+        lambda: train_pairs(PREFERENCES, dropping),
+    ):
+        with pytest.raises(UsageError, match=r"lora.dropout=0.1: .* use 0"):
+            train()
+
+
 def test_moved_brings_every_tensor_and_leaves_the_old_ones(lm: LanguageModel) -> None:
     before = {name: x.clone() for name, x in lm.model.state_dict().items()}
     places = [p.data_ptr() for p in lm.model.parameters()]
