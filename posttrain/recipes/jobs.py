@@ -193,12 +193,12 @@ class GRPOJob(GRPOConfig):
 
     def run(self, run: Runtime) -> None:
         """Train and leave the model in the run folder."""
-        lm = self.begin(run)
+        lm = self.started(run)
         self.reinforce(lm, run)
         leave_model(lm, run, self.model, given(self.task).train()[0])
 
-    def begin(self, run: Runtime) -> LanguageModel:
-        """Return the model as reinforcement finds it: warmed up, and with its adapters."""
+    def started(self, run: Runtime) -> LanguageModel:
+        """Return the model that is to be reinforced: warmed up, and with adapters if asked for."""
         lm = self.model.load(self.warm_up.data.texts(2_000) if self.warm_up else (), self.seed)
         if self.warm_up is not None:
             self.warm_up.run(lm, run, self.seed)
@@ -207,7 +207,8 @@ class GRPOJob(GRPOConfig):
 
     def reinforce(self, lm: LanguageModel, run: Runtime) -> None:
         """Train ``lm``, with looks at held-out problems in between."""
-        task, probe = given(self.task), None
+        task = given(self.task)
+        probe = None
         if self.probe_every:
             heldout = task.heldout()[: self.problems]
             probe = heldout_probe(self.evaluation, lm, heldout, task.reward, run)

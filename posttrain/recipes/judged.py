@@ -12,6 +12,7 @@ from posttrain.eval import Interval
 from posttrain.eval.report import before_and_after
 from posttrain.recipes.evaluation import show_summary
 from posttrain.recipes.jobs import GRPOJob, given, leave_model
+from posttrain.trainers.policy import sampler
 
 __all__ = ["JudgedGRPOJob"]
 
@@ -36,13 +37,13 @@ class JudgedGRPOJob(GRPOJob):
         """Warm up, judge, train, judge again, and leave the model in the run folder."""
         run.restore({})  # a run of stages has no checkpoint of its own, only records to make again
         task = given(self.task)
-        lm = self.begin(run)
+        lm = self.started(run)
         lm.model.to(run.device)
         summaries: dict[str, Summary] = {}
 
         def judge(name: str) -> None:
             problems = task.heldout()[: self.problems]
-            found = self.evaluation.judge(lm, problems, task.reward, run)
+            found = self.evaluation.judge(lm, problems, task.reward, run, engine=sampler(self, lm))
             summaries[name] = found.summary(k=self.evaluation.group_size)
             run.log(len(summaries), {key: float(x) for key, x in summaries[name].items()})
             show_summary(summaries[name], f"{name}: {len(problems)} held-out problems", run)

@@ -8,7 +8,6 @@ from launch.optimizers import AdamW, MuonAdamW
 from launch.runtime import RuntimeConfig
 from launch.schedule import Cosine, Linear
 from posttrain.critics import SecondModel
-from posttrain.data.tasks.letters import BackwardLetters
 from posttrain.data.tasks.reasoning_gym import ReasoningGym
 from posttrain.objectives import GRPO
 from posttrain.recipes.actor_critic_job import ActorCriticJob
@@ -17,8 +16,6 @@ from posttrain.recipes.distill_job import DistillJob
 from posttrain.recipes.evaluator import Evaluator
 from posttrain.recipes.instructed import InstructionPairs
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob, WarmUp
-from posttrain.recipes.judged import JudgedGRPOJob
-from posttrain.recipes.manners import Manners
 from posttrain.recipes.r1_mini import R1Mini
 from posttrain.recipes.replies import Replies, ReplyPairs
 from posttrain.recipes.reward_jobs import ProcessRewardJob, RewardModelJob
@@ -37,7 +34,6 @@ __all__ = [
     "distill_mini",
     "dpo_mini",
     "grpo_mini",
-    "objective_toy",
     "ppo_llm_mini",
     "prm_mini",
     "r1_mini",
@@ -160,36 +156,6 @@ def grpo_mini() -> GRPOJob:
         optimizer=AdamW(learning_rate=1e-3, eps=1e-6),
         schedule=Cosine(warmup=4, final=0.1),
         save_every=4,
-        runtime=RuntimeConfig(threads=1),
-    )
-
-
-def objective_toy() -> JudgedGRPOJob:
-    """Seconds for any policy objective: of four ways to rewrite a word, one is paid for."""
-    task = BackwardLetters()
-    return JudgedGRPOJob(
-        model=FromScratch(layers=2, width=64, heads=4, vocabulary=20, texts=500),
-        task=task,
-        warm_up=WarmUp(
-            data=Manners(task=task),
-            training=SFTConfig(
-                steps=300,
-                documents_per_step=64,
-                row_length=128,
-                shuffle=False,
-                optimizer=MuonAdamW(learning_rate=0.02, adamw=AdamW(learning_rate=4e-3)),
-                schedule=Linear(warmup=10),
-            ),
-        ),
-        steps=120,
-        prompts_per_step=16,
-        group_size=8,
-        updates_per_rollout=2,
-        sampling=Sampling(max_tokens=8),
-        optimizer=AdamW(learning_rate=1e-3, eps=1e-6),
-        schedule=Cosine(warmup=4, final=0.1),
-        evaluation=Evaluator(group_size=4, sampling=Sampling(max_tokens=8)),
-        problems=256,
         runtime=RuntimeConfig(threads=1),
     )
 

@@ -8,8 +8,8 @@ import pytest
 from launch.errors import UsageError
 from posttrain.data.tasks import Arithmetic, BackwardLetters
 from posttrain.models import tiny_model, train_tokenizer
-from posttrain.recipes import tiny
 from posttrain.recipes.manners import Manners, other_manners
+from posttrain.recipes.toy import objective_toy
 
 
 def test_manners_are_as_frequent_as_they_should_be_and_counted_where_they_answer() -> None:
@@ -43,7 +43,7 @@ class AllForTraining(Arithmetic):
 
 
 def test_a_task_that_holds_nothing_out_is_refused() -> None:
-    job = tiny.objective_toy()
+    job = objective_toy()
     with pytest.raises(UsageError, match="holds no problems out"):
         replace(job, task=AllForTraining()).check()
     with pytest.raises(UsageError, match="problems=0"):

@@ -35,6 +35,7 @@ from posttrain.recipes.r1_mini import R1Mini
 from posttrain.recipes.reward_jobs import ProcessRewardJob, RewardModelJob
 from posttrain.recipes.sources import FromScratch, RawLines, WorkedSums
 from posttrain.recipes.step_sources import RolledOutSums
+from posttrain.recipes.toy import objective_toy
 from posttrain.reward_models import load_reward_model
 from posttrain.rollout import Sampling
 from posttrain.trainers import GroupRelative, LeaveOneOut, MaxRL
@@ -118,13 +119,26 @@ def test_ppo_llm_mini_learns_and_leaves_policy_and_critic(tmp_path: Path) -> Non
     assert pair.critic.head.weight.any()
 
 
+def test_tool_mini_learns_to_call(tmp_path: Path) -> None:
+    # Without the tool no reward is ever paid: see the recipe.
+    job = tiny.tool_mini()
+    records = run(job, tmp_path / "run")
+    calls, rewards = ([r[name] for r in records] for name in ("tools/calls", "reward/accuracy"))
+    for figures in (calls, rewards):
+        first, last = sum(figures[:3]) / 3, sum(figures[-3:]) / 3
+        rows = 3 * job.prompts_per_step * job.group_size
+        deviation = (first * (1 - first) / rows + last * (1 - last) / rows) ** 0.5
+        assert last - first > 3 * deviation
+    assert min(calls[-3:]) > 0.9
+
+
 @pytest.mark.parametrize(
     ("objective", "advantages"),
     [(GSPO(), GroupRelative()), (PolicyGradient(), LeaveOneOut()), (CISPO(), MaxRL())],
 )
 def test_objective_toy_learns(objective: Objective, advantages: Advantages, tmp_path: Path) -> None:
     task = BackwardLetters(length=3, letters="abcde")
-    job = tiny.objective_toy()
+    job = objective_toy()
     assert job.warm_up is not None
     job = replace(
         job,
@@ -142,19 +156,6 @@ def test_objective_toy_learns(objective: Objective, advantages: Advantages, tmp_
     deviation = (first * (1 - first) / drawn + last * (1 - last) / drawn) ** 0.5
     assert last - first > 3 * deviation + 0.1
     load_model(tmp_path / "run" / "model")
-
-
-def test_tool_mini_learns_to_call(tmp_path: Path) -> None:
-    # Without the tool no reward is ever paid: see the recipe.
-    job = tiny.tool_mini()
-    records = run(job, tmp_path / "run")
-    calls, rewards = ([r[name] for r in records] for name in ("tools/calls", "reward/accuracy"))
-    for figures in (calls, rewards):
-        first, last = sum(figures[:3]) / 3, sum(figures[-3:]) / 3
-        rows = 3 * job.prompts_per_step * job.group_size
-        deviation = (first * (1 - first) / rows + last * (1 - last) / rows) ** 0.5
-        assert last - first > 3 * deviation
-    assert min(calls[-3:]) > 0.9
 
 
 @pytest.mark.parametrize("objective", [DPO(), IPO(), SimPO(), ORPO(), KTO()])
