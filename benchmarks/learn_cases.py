@@ -63,6 +63,39 @@ class Case:
     stated: str = ""
 
 
+R1_GAINS = {
+    "1-cold-start": ("english", "english/language"),
+    "2-reasoning-rl": ("english", "english/language", "russian"),
+    "4-sft": ("lists", "helpful", "harmless"),
+    "5-all-scenarios-rl": ("helpful", "harmless"),
+    "6-distilled-sft": ("english", "helpful", "harmless"),
+}
+"""What each stage of r1 is there for; of these each seed has to show a gain."""
+
+
+def stages_of_r1(output: Path, seed: int) -> Figures:
+    """Return the low ends of the gains that r1's stages are there for, and R1's own marks."""
+    import torch
+
+    from posttrain.recipes.exams import verdicts
+    from posttrain.recipes.r1_summary import BEFORE, STUDENTS
+
+    marks = {
+        path.parent.name: {
+            name: torch.tensor(values)
+            for name, values in json.loads(path.read_text(encoding="utf-8"))["marks"].items()
+        }
+        for path in output.glob("stages/*/marks.json")
+    }
+    figures = {f"r1/{name}": float(x.mean()) for name, x in marks["5-all-scenarios-rl"].items()}
+    compared = {stage: (BEFORE[stage], subjects) for stage, subjects in R1_GAINS.items()}
+    compared[STUDENTS[1]] = (STUDENTS[0], ("english", "russian"))
+    for stage, (before, subjects) in compared.items():
+        for verdict in verdicts(stage, marks[before], marks[stage], subjects):
+            figures[f"{stage}/{verdict.subject}"] = verdict.gain.low
+    return figures
+
+
 def agent(recipe: str, least: float, stated: str, *, each: float | None = None) -> Case:
     """Return the case of an agent whose mean over five seeds is to be ``least`` or more."""
     return Case(
@@ -122,6 +155,17 @@ CASES = (
         "r1-zero-mini",
         reaches=lambda f: f["greedy"] >= 0.85 and f["pass@1"] >= 0.65 and f["seconds"] <= 600,
         stated="greedy >= .85, pass@1 >= .65, <= 10 min",
+    ),
+    Case(
+        "r1",
+        "r1",
+        figures=stages_of_r1,
+        shown=("r1/english", "r1/russian", "r1/lists", "r1/helpful", "r1/harmless", "cpu_seconds"),
+        reaches=lambda f: (
+            min(value for name, value in f.items() if name[0].isdigit()) > 0
+            and f["cpu_seconds"] <= 900
+        ),
+        stated="every stage gains what it is for, distilled > reinforced student, <= 15 min",
     ),
     Case("control: reasons from the start", "r1-mini-control"),
     Case(
