@@ -38,6 +38,7 @@ from posttrain.recipes.sources import (
     parse_pairs,
 )
 from posttrain.rewards import Reward, check_reward, parse_reward
+from posttrain.trainers.advantages import check_advantages
 from posttrain.trainers.policy import GRPOConfig, check_prompts, train_grpo
 from posttrain.trainers.preference import PreferenceConfig, train_preferences
 from posttrain.trainers.supervised import SFTConfig, train_sft
@@ -182,6 +183,7 @@ class GRPOJob(GRPOConfig):
             self.lora.check_undropped("reinforcement learning")
         task = given(self.task)
         check_reward(task.reward if self.reward is None else self.reward)
+        check_advantages(self.advantages)
         if self.problems < 1:
             raise UsageError(f"problems={self.problems}: give at least 1")
         if self.probe_every and not len(task.heldout()):

@@ -12,6 +12,7 @@ from posttrain.rewards.length import CosineLength, OverlongPenalty
 from posttrain.rewards.model import ModelReward, reward_of
 from posttrain.rewards.named import parse_reward
 from posttrain.rewards.repetition import RepetitionPenalty
+from posttrain.rewards.step_model import ModelSteps, steps_of
 
 __all__ = [
     "AnswerReward",
@@ -22,6 +23,7 @@ __all__ = [
     "LanguageConsistency",
     "Late",
     "ModelReward",
+    "ModelSteps",
     "OverlongPenalty",
     "RepetitionPenalty",
     "Reward",
@@ -34,4 +36,5 @@ __all__ = [
     "parse_reward",
     "reward_of",
     "score",
+    "steps_of",
 ]

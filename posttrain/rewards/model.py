@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 from launch.errors import UsageError
-from posttrain.model_files import check_model_folder
+from posttrain.decoder import HeadKind
+from posttrain.model_files import MODEL_KINDS, check_model_folder
 from posttrain.rewards.base import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from posttrain.process_reward_models import ProcessRewardModel
     from posttrain.reward_models import RewardModel
 
-__all__ = ["ModelReward", "reward_of"]
+__all__ = ["ModelReward", "check_scorer_folder", "check_tokenizer", "encoded", "reward_of"]
+
+_MAKE = "monro run reward-model --model FOLDER --data pairs.jsonl"
 
 
 @dataclass
@@ -40,13 +44,7 @@ class ModelReward:
 
     def check(self) -> None:
         """Raise UsageError if the folder holds no reward model; weights are not read."""
-        if self.path and Path(self.path).exists():
-            check_model_folder(self.path, "ForSequenceClassification")
-        elif not self.path or self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
-            raise UsageError(
-                f"there is no reward model {self.path or '(no path is given)'}: make one with "
-                "monro run reward-model --model FOLDER --data pairs.jsonl"
-            )
+        check_scorer_folder(self.path, "ForSequenceClassification", _MAKE)
 
     def __call__(self, samples: Sequence[Sample], /) -> Tensor:
         """Return ``(B,)`` float32 scores.
@@ -56,8 +54,8 @@ class ModelReward:
         """
         model = self._loaded()
         if samples:
-            self._check_tokenizer(model.tokenizer, samples[0])
-        return model.scores([_encoded(model, sample) for sample in samples])
+            check_tokenizer(model.tokenizer, samples[0], self.path, _MAKE)
+        return model.scores([encoded(model, sample) for sample in samples])
 
     def _loaded(self) -> RewardModel:
         if self._model is None:
@@ -70,19 +68,6 @@ class ModelReward:
         model: RewardModel = self._model
         return model
 
-    def _check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> None:
-        """Raise ValueError unless the sample's tokens mean its own text."""
-        for tokens, text in (
-            (sample.prompt_tokens, sample.prompt),
-            (sample.tokens, sample.completion),
-        ):
-            if tokens and not str(tokenizer.decode(list(tokens))).startswith(text):
-                raise ValueError(
-                    f"the tokens of {text[:40]!r} are other text under the tokenizer of "
-                    f"{self.path}: a reward model needs the policy's tokenizer, so train it from "
-                    "the same base (monro run reward-model --model FOLDER)"
-                )
-
 
 def reward_of(model: RewardModel) -> ModelReward:
     """Return a reward by a model that is in memory; it is used where it lies, and as it is then."""
@@ -91,7 +76,7 @@ def reward_of(model: RewardModel) -> ModelReward:
     return reward
 
 
-def _encoded(model: RewardModel, sample: Sample) -> list[int]:
+def encoded(model: RewardModel | ProcessRewardModel, sample: Sample) -> list[int]:
     """Return prompt and completion as tokens; only what came without any is encoded."""
     prompt, tokens = list(sample.prompt_tokens), list(sample.tokens)
     if not prompt:
@@ -100,3 +85,32 @@ def _encoded(model: RewardModel, sample: Sample) -> list[int]:
         tokens = model.tokenizer.encode(sample.completion, add_special_tokens=False)
         tokens += model.stop_tokens[:1] if sample.finish_reason == "stop" else []
     return prompt + tokens
+
+
+def check_scorer_folder(path: str, kind: HeadKind, make: str) -> None:
+    """Raise UsageError if a folder holds no model of this kind; weights are not read.
+
+    Args:
+        path: A folder, or a hub id, which is not looked at.
+        kind: Of the model.
+        make: A command that leaves such a folder.
+    """
+    if path and Path(path).exists():
+        check_model_folder(path, kind)
+    elif not path or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UsageError(
+            f"there is no {MODEL_KINDS[kind]} {path or '(no path is given)'}: make one with {make}"
+        )
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, sample: Sample, path: str, make: str
+) -> None:
+    """Raise ValueError unless a sample's tokens mean its own text under the model of ``path``."""
+    for tokens, text in ((sample.prompt_tokens, sample.prompt), (sample.tokens, sample.completion)):
+        if tokens and not str(tokenizer.decode(list(tokens))).startswith(text):
+            raise ValueError(
+                f"the tokens of {text[:40]!r} are other text under the tokenizer of {path}: a "
+                "reward model needs the policy's tokenizer, so train it from the same base "
+                f"({make})"
+            )

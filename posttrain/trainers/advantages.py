@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from posttrain.rewards.base import Sample
+from posttrain.rewards.step_model import ModelSteps
 from posttrain.rewards.steps import StepRewards, step_tensors
 from rl.estimators import (
     group_relative_advantages,
@@ -29,6 +30,7 @@ __all__ = [
     "ProcessSupervised",
     "ReinforcePlusPlus",
     "WholeBatch",
+    "check_advantages",
     "estimate",
 ]
 
@@ -68,6 +70,12 @@ class OfTokens(Protocol):
             group_size: Completions of each prompt.
         """
         ...
+
+
+def check_advantages(advantages: Advantages) -> None:
+    """Raise UsageError for what can be seen before any work, as a missing process reward model."""
+    if isinstance(advantages, ProcessSupervised) and isinstance(advantages.steps, ModelSteps):
+        advantages.steps.check()
 
 
 def estimate(
