@@ -10,6 +10,7 @@ from posttrain.trainers.advantages import (
     ReinforcePlusPlus,
 )
 from posttrain.trainers.collection import DynamicSampling
+from posttrain.trainers.contrasts import ContrastsConfig, sample_contrasts
 from posttrain.trainers.distill import DistillConfig, train_on_policy_distillation
 from posttrain.trainers.outputs import OutputsConfig, teacher_outputs
 from posttrain.trainers.policy import GRPOConfig, train_grpo
@@ -21,6 +22,7 @@ from posttrain.trainers.supervised import SFTConfig, train_sft
 __all__ = [
     "ActorCriticConfig",
     "BatchRelative",
+    "ContrastsConfig",
     "DistillConfig",
     "DynamicSampling",
     "GRPOConfig",
@@ -34,6 +36,7 @@ __all__ = [
     "ReinforcePlusPlus",
     "RewardModelConfig",
     "SFTConfig",
+    "sample_contrasts",
     "teacher_outputs",
     "train_actor_critic",
     "train_grpo",
