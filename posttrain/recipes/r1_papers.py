@@ -13,6 +13,8 @@ from launch.optimizers import AdamW
 from launch.schedule import Constant, Cosine
 from posttrain.data.stage_data import StageData
 from posttrain.objectives.reward_model import BradleyTerry
+from posttrain.recipes.evaluator import Evaluator
+from posttrain.recipes.iterative import IterativeGRPO
 from posttrain.recipes.jobs import GRPOJob, SFTJob
 from posttrain.recipes.reward_jobs import RewardModelJob
 from posttrain.rewards import (
@@ -21,14 +23,21 @@ from posttrain.rewards import (
     LanguageConsistency,
     Late,
     ModelReward,
+    ModelSteps,
     Reward,
     WeightedSum,
 )
+from posttrain.rollout import Sampling
+from posttrain.trainers.advantages import ProcessSupervised
+from posttrain.trainers.contrasts import ContrastsConfig
 from posttrain.trainers.policy import GRPOConfig
 from posttrain.trainers.presets import grpo_deepseekmath, r1_stage1, r1_zero
+from posttrain.trainers.reward_model import RewardModelConfig
 
 __all__ = [
+    "grpo_deepseekmath_iterative_paper",
     "grpo_deepseekmath_paper",
+    "grpo_deepseekmath_process_paper",
     "r1_distill_7b_paper",
     "r1_distill_32b_paper",
     "r1_distill_70b_paper",
@@ -151,7 +160,44 @@ def r1_distill_70b_paper() -> SFTJob:
 def grpo_deepseekmath_paper() -> GRPOJob:
     """GRPO of DeepSeekMath-RL: G 64, batches of 1,024, KL .04, one update a rollout.
 
-    Outcome supervision by a reward model: --reward FOLDER. For process supervision give
-    --advantages posttrain.trainers:ProcessSupervised and a process reward model.
+    Outcome supervision by a reward model: --reward FOLDER.
     """
     return replace(job(grpo_deepseekmath()), schedule=Constant(), save_every=100)
+
+
+def grpo_deepseekmath_process_paper() -> GRPOJob:
+    """GRPO of DeepSeekMath-RL by process supervision: as grpo_deepseekmath_paper, each step paid.
+
+    A token's advantage is the sum of the normalised rewards of the steps from its own on (section
+    4.1.3). --advantages.steps.path is what prm leaves; the task's own reward is logged alone.
+    """
+    steps = ProcessSupervised(steps=ModelSteps(path=""), std="population", eps=0.0)
+    return replace(grpo_deepseekmath_paper(), advantages=steps)
+
+
+def grpo_deepseekmath_iterative_paper() -> IterativeGRPO:
+    """Iterative GRPO of DeepSeekMath-RL: two rounds, 10% of the reward model's pairs replayed.
+
+    Published are the rounds (section 5.2.1), the replay (4.1.4), the reward model's learning rate
+    of 2e-5 and what grpo_deepseekmath_paper has (4.2). Not published are the pairs of a round, the
+    reward model's batches and the steps: taken are 8 completions of 16,384 prompts, batches of 256,
+    250 steps of the reward model and 1,000 of the policy a round. The paper's reward model is a
+    base model's; --reward_model FOLDER goes on from one, otherwise the policy is made into one.
+    """
+    sampling = Sampling(max_tokens=1_024)
+    return IterativeGRPO(
+        iterations=2,
+        replay=0.1,
+        pairs=ContrastsConfig(
+            sampling=sampling, steps=64, prompts_per_step=256, group_size=8, save_every=8
+        ),
+        reward_training=RewardModelConfig(
+            steps=250,
+            pairs_per_step=256,
+            row_length=4_096,
+            optimizer=AdamW(learning_rate=2e-5),
+            save_every=50,
+        ),
+        policy=replace(grpo_deepseekmath(), schedule=Constant(), save_every=100),
+        evaluation=Evaluator(group_size=1, sampling=sampling, greedy=False),
+    )

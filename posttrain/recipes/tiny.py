@@ -15,6 +15,7 @@ from posttrain.recipes.called import CalledTool
 from posttrain.recipes.distill_job import DistillJob
 from posttrain.recipes.evaluator import Evaluator
 from posttrain.recipes.instructed import InstructionPairs
+from posttrain.recipes.iterative import IterativeGRPO
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob, WarmUp
 from posttrain.recipes.r1_mini import R1Mini
 from posttrain.recipes.replies import Replies, ReplyPairs
@@ -25,15 +26,18 @@ from posttrain.recipes.worked import Mixture
 from posttrain.rewards import AnswerReward, FormatReward, WeightedSum
 from posttrain.rollout import Sampling
 from posttrain.tools import ToolUse
+from posttrain.trainers.contrasts import ContrastsConfig
 from posttrain.trainers.distill import DistillConfig
 from posttrain.trainers.outputs import OutputsConfig
 from posttrain.trainers.policy import GRPOConfig
+from posttrain.trainers.reward_model import RewardModelConfig
 from posttrain.trainers.supervised import SFTConfig
 
 __all__ = [
     "distill_mini",
     "dpo_mini",
     "grpo_mini",
+    "iterative_grpo_mini",
     "ppo_llm_mini",
     "prm_mini",
     "r1_mini",
@@ -156,6 +160,43 @@ def grpo_mini() -> GRPOJob:
         optimizer=AdamW(learning_rate=1e-3, eps=1e-6),
         schedule=Cosine(warmup=4, final=0.1),
         save_every=4,
+        runtime=RuntimeConfig(threads=1),
+    )
+
+
+def iterative_grpo_mini() -> IterativeGRPO:
+    """Seconds of policy and reward model in turn: grpo-mini's sums, rewarded by what it learns."""
+    grpo = grpo_mini()
+    assert grpo.task is not None
+    return IterativeGRPO(
+        model=grpo.model,
+        task=replace(grpo.task, heldout_size=256),  # type: ignore[type-var]  # ReasoningGym
+        warm_up=grpo.warm_up,
+        iterations=2,
+        pairs=ContrastsConfig(
+            sampling=Sampling(max_tokens=48), steps=4, prompts_per_step=128, save_every=1
+        ),
+        reward_training=RewardModelConfig(
+            steps=40,
+            pairs_per_step=32,
+            optimizer=AdamW(learning_rate=1e-3),
+            schedule=Cosine(warmup=4, final=0.1),
+            save_every=10,
+            heldout_every=20,
+        ),
+        heldout_share=0.1,
+        policy=GRPOConfig(
+            objective=GRPO(kl_weight=0.04),
+            steps=4,
+            prompts_per_step=12,
+            group_size=8,
+            sampling=Sampling(max_tokens=48),
+            optimizer=AdamW(learning_rate=2.5e-4, eps=1e-6),
+            schedule=Cosine(warmup=2, final=0.1),
+            save_every=2,
+        ),
+        evaluation=Evaluator(group_size=2, sampling=Sampling(max_tokens=48), greedy=False),
+        problems=256,
         runtime=RuntimeConfig(threads=1),
     )
 

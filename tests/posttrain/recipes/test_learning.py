@@ -29,6 +29,7 @@ from posttrain.recipes import tiny
 from posttrain.recipes.actor_critic_job import ActorCriticJob
 from posttrain.recipes.distill_job import DistillJob
 from posttrain.recipes.evaluator import Evaluator
+from posttrain.recipes.iterative import IterativeGRPO
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob, WarmUp
 from posttrain.recipes.manners import Manners
 from posttrain.recipes.r1_mini import R1Mini
@@ -44,6 +45,7 @@ from posttrain.trainers.advantages import Advantages
 Job = (
     SFTJob
     | GRPOJob
+    | IterativeGRPO
     | ActorCriticJob
     | PreferenceJob
     | RewardModelJob
@@ -117,6 +119,19 @@ def test_ppo_llm_mini_learns_and_leaves_policy_and_critic(tmp_path: Path) -> Non
     pair = SecondModel(path=str(tmp_path / "run" / "critic")).build(lm)
     assert isinstance(pair, TwoModels)
     assert pair.critic.head.weight.any()
+
+
+def test_iterative_grpo_mini_learns_from_its_reward_model_alone(tmp_path: Path) -> None:
+    job = tiny.iterative_grpo_mini()
+    marks = [record["heldout/accuracy"] for record in run(job, tmp_path / "run")]
+    assert len(marks) == 1 + job.iterations
+    deviations = [(x * (1 - x) / job.problems) ** 0.5 for x in marks]  # of two completions: less
+    assert marks[1] - marks[0] > 2 * (deviations[0] ** 2 + deviations[1] ** 2) ** 0.5
+    assert marks[-1] - marks[0] > 3 * (deviations[0] ** 2 + deviations[-1] ** 2) ** 0.5
+    for i in (1, 2):
+        lines = (tmp_path / "run" / f"stages/{i}-reward-model/metrics.jsonl").read_text()
+        looks = [json.loads(line) for line in lines.splitlines()]
+        assert looks[-1]["accuracy"] > 0.6  # of 32 pairs
 
 
 def test_tool_mini_learns_to_call(tmp_path: Path) -> None:

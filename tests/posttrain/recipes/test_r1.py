@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from posttrain.recipes.r1_pipeline import R1, STAGES
 from posttrain.recipes.r1_stages import FilterOfTask, OfTask, Rejection
 from posttrain.recipes.r1_summary import BEFORE, account, compare
 from posttrain.recipes.sources import FromScratch, Pretrained
-from posttrain.rewards import AnswerReward, Late, Sample, WeightedSum
+from posttrain.rewards import AnswerReward, Late, ModelSteps, Sample, WeightedSum
 from posttrain.rollout import Sampling
+from posttrain.trainers import GRPOConfig, ProcessSupervised
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,14 @@ def test_paper_recipes_have_the_published_settings() -> None:
     assert rates == [1e-4, 8e-5, 6e-5, 2e-5]
     math = r1_papers.grpo_deepseekmath_paper()
     assert (math.group_size, math.prompts_per_step, math.sampling.max_tokens) == (64, 16, 1_024)
+    process = r1_papers.grpo_deepseekmath_process_paper()
+    assert process.advantages == ProcessSupervised(steps=ModelSteps(""), eps=0.0)
+    assert replace(process, advantages=math.advantages) == math  # all else is as it was
+    turns = r1_papers.grpo_deepseekmath_iterative_paper()
+    assert (turns.iterations, turns.replay) == (2, 0.1)
+    assert turns.reward_training.optimizer.learning_rate == 2e-5
+    for field in fields(GRPOConfig):
+        assert getattr(turns.policy, field.name) == getattr(math, field.name)
 
 
 @pytest.mark.parametrize("name", r1_papers.__all__)
