@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from posttrain.models import Dtype, LanguageModel, load_checkpoint
 from posttrain.reward_models import check_one_label, row_scores, with_scalar_head
@@ -15,11 +15,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
+    "JudgesSteps",
     "ProcessRewardModel",
     "load_process_reward_model",
     "process_model",
     "token_process_model",
 ]
+
+
+class JudgesSteps(Protocol):
+    """What a search needs of a process reward model."""
+
+    def probabilities(
+        self, rows: Sequence[Sequence[int]], ends: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Return the probability of each step of each row."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

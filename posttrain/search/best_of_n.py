@@ -7,7 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Best", "ByStep", "Samples", "Scores", "best_of_n", "last", "minimum", "product"]
+__all__ = [
+    "Best",
+    "ByStep",
+    "Samples",
+    "Scores",
+    "best_index",
+    "best_of_n",
+    "finite_scores",
+    "last",
+    "minimum",
+    "product",
+]
 
 P = TypeVar("P", contravariant=True)
 C = TypeVar("C")
@@ -77,7 +88,16 @@ def best_of_n(prompt: P, sample: Samples[P, C], score: Scores[C], *, n: int, see
     if len(completions) != n:
         raise ValueError(f"the sampler gave {len(completions)} completions, expected n={n}")
     scores = finite_scores(score, completions)
-    return Best(max(range(n), key=lambda i: scores[i]), completions, scores)
+    return Best(best_index(scores), completions, scores)
+
+
+def best_index(scores: Sequence[float]) -> int:
+    """Return the place of the highest score; of equal ones the first.
+
+    >>> best_index([0.5, 1.0, 1.0])
+    1
+    """
+    return max(range(len(scores)), key=lambda i: scores[i])
 
 
 def finite_scores(score: Scores[X], items: Sequence[X]) -> tuple[float, ...]:

@@ -8,7 +8,18 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Edge", "Node", "Problem", "Search", "Selection", "grow", "mcts", "puct", "uct"]
+__all__ = [
+    "Edge",
+    "Node",
+    "Problem",
+    "Search",
+    "Selection",
+    "grow",
+    "mcts",
+    "most_visited",
+    "puct",
+    "uct",
+]
 
 S = TypeVar("S")
 A = TypeVar("A", bound=Hashable)
@@ -184,6 +195,18 @@ def grow(
             node.visits += 1
             node.total += path[-1].evaluation
     return tree
+
+
+def most_visited(root: Node[S, A]) -> S:
+    """Return the state at the end of the most visited actions, as far as the tree goes.
+
+    Of equally visited actions the one of the higher value is followed, as ``mcts`` does at its
+    root, then the first.
+    """
+    node = root
+    while taken := [edge.node for edge in (node.edges or {}).values() if edge.node]:
+        node = max(taken, key=lambda child: (child.visits, child.value))
+    return node.state
 
 
 def _opens(problem: Problem[S, A], path: list[Node[S, A]]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from posttrain.data.step_labels import step_ends
-from posttrain.process_reward_models import ProcessRewardModel
+from posttrain.process_reward_models import JudgesSteps
 from posttrain.reward_models import RewardModel
 from posttrain.search.best_of_n import Scores
 from posttrain.search.language import Tokens
@@ -34,7 +34,7 @@ class StepScores:
     A step ends at a line break, and what is written ends with its last token, whole or not.
     """
 
-    model: ProcessRewardModel
+    model: JudgesSteps
     prompt: Tokens
     """Encoded, as the engine takes it."""
     breaks: Collection[int]

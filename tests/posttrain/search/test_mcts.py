@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.search.mcts import Node, Search, Selection, grow, mcts, puct, uct
+from posttrain.search.mcts import (
+    Edge,
+    Node,
+    Search,
+    Selection,
+    grow,
+    mcts,
+    most_visited,
+    puct,
+    uct,
+)
 
 Path = tuple[str, ...]
 
@@ -272,3 +282,16 @@ def test_an_action_that_comes_twice_is_refused() -> None:
 
     with pytest.raises(ValueError, match="the action 'a' twice"):
         mcts((), Twice({}, {(): {}}), simulations=1, exploration=1.0, seed=0)
+
+
+def test_the_most_visited_path_ends_where_the_tree_does() -> None:
+    #      root: a 3 visits (a 2 of them, then nothing known), b 1; of equals the better value.
+    def node(state: str, visits: int, total: float, **below: Node[str, str]) -> Node[str, str]:
+        edges = {name: Edge(0.5, child) for name, child in below.items()} or None
+        return Node(state, False, 0.0, visits=visits, total=total, edges=edges)
+
+    worse, better = node("aa", 1, 0.25), node("ab", 1, 0.5)
+    tree = node("", 4, 1.0, b=node("b", 1, 1.0), a=node("a", 3, 1.0, a=worse, b=better))
+    tree.edges = (tree.edges or {}) | {"c": Edge(0.5)}  # never taken
+    assert most_visited(tree) == "ab"
+    assert most_visited(better) == "ab"
