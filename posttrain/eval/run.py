@@ -110,7 +110,7 @@ class Evaluation:
             )
         shares: dict[str, Tensor | None] = {"pass@1": self._pass_at(1)}
         if k > 1:
-            shares |= {f"maj@{k}": self._majority(k), f"pass@{k}": self._pass_at(k)}
+            shares |= {f"maj@{k}": self.majority(k), f"pass@{k}": self._pass_at(k)}
         if self.greedy_correct is not None:
             shares["greedy"] = self.greedy_correct.double()
         reasoning = self.reasoning
@@ -127,7 +127,7 @@ class Evaluation:
             "accuracy/reasoning": self.correct[reasoning].double().mean().item(),
         }
 
-    def _majority(self, k: int) -> Tensor | None:
+    def majority(self, k: int) -> Tensor | None:
         """Return ``(N,)`` maj@k; None where what is correct stands in no place for answers."""
         answers = self.answers
         if self.correct.any() and not any(a is not None for row in answers for a in row):

@@ -9,10 +9,22 @@ from posttrain.recipes.distill_job import DistillJob
 from posttrain.recipes.evaluation import EvalJob
 from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob
 from posttrain.recipes.reward_jobs import ProcessRewardJob, RewardModelJob
+from posttrain.recipes.search_jobs import BestOfNJob
 from posttrain.rollout import Sampling
 from posttrain.trainers import DistillConfig, OutputsConfig, SFTConfig
 
-__all__ = ["chat", "distill", "dpo", "evaluate", "grpo", "ppo_llm", "prm", "reward_model", "sft"]
+__all__ = [
+    "best_of_n",
+    "chat",
+    "distill",
+    "dpo",
+    "evaluate",
+    "grpo",
+    "ppo_llm",
+    "prm",
+    "reward_model",
+    "sft",
+]
 
 
 def sft() -> SFTJob:
@@ -110,6 +122,11 @@ def distill() -> DistillJob:
             save_every=50,
         ),
     )
+
+
+def best_of_n() -> BestOfNJob:
+    """Pick the best of --n completions of --model by --scorer, a reward model: --task TASK."""
+    return BestOfNJob()
 
 
 def evaluate() -> EvalJob:
