@@ -11,7 +11,7 @@ import torch
 from launch.config import resumable
 from launch.runtime import Runtime, RuntimeConfig
 from posttrain.eval.ranking import auc_with_interval
-from posttrain.models import save_model
+from posttrain.models import LanguageModel, save_model
 from posttrain.process_reward_models import ProcessRewardModel, process_model
 from posttrain.recipes.jobs import GIVE_TEMPLATE, WarmUp, check_template
 from posttrain.recipes.sources import (
@@ -94,17 +94,24 @@ class ProcessRewardJob(ProcessRewardConfig):
         if self.warm_up is not None:
             self.warm_up.run(lm, run, self.seed)
         lm.model.to(run.device)
+        scorer, rows = self.train(lm, run)
+        if run.output is not None:
+            folder = run.output / "model"
+            run.on_main(lambda: save_model(scorer.model, scorer.tokenizer, folder))
+            said = [f"AUC of {x['scores']} against {x['labels']}: {x['AUC']}." for x in rows]
+            run.print(" ".join([*said, f"The process reward model is in {folder}."]))
+
+    def train(
+        self, lm: LanguageModel, run: Runtime
+    ) -> tuple[ProcessRewardModel, list[Mapping[str, object]]]:
+        """Return a process reward model that begins as ``lm``, and a table of how it judges."""
         found = self.data.steps(lm, run, self.seed)
         scorer = process_model(lm, seed=self.seed)
         train_process_reward_model(self, scorer.model, found.learnt, run, heldout=found.heldout)
         rows = judged(scorer, found)
         if rows:
             run.table("Held-out steps", rows)
-        if run.output is not None:
-            folder = run.output / "model"
-            run.on_main(lambda: save_model(scorer.model, scorer.tokenizer, folder))
-            said = [f"AUC of {x['scores']} against {x['labels']}: {x['AUC']}." for x in rows]
-            run.print(" ".join([*said, f"The process reward model is in {folder}."]))
+        return scorer, rows
 
 
 def judged(scorer: ProcessRewardModel, steps: Steps) -> list[Mapping[str, object]]:
