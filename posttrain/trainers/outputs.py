@@ -98,7 +98,7 @@ class _Kept:
         self.counts.update(counts)
 
     def state_dict(self) -> dict[str, Any]:
-        rows = [[i, s.prompt, s.completion, s.answer] for i, s in self.samples]
+        rows = [[i, s.prompt, s.completion, str(s.answer)] for i, s in self.samples]  # plain
         return {"rows": rows, "counts": dict(self.counts)}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
