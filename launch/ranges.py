@@ -26,7 +26,7 @@ def draw_ranges(
     panels: Mapping[str, Sequence[Range]],
     *,
     limits: tuple[float, float] = (0.0, 1.0),
-    width: float = 1.35,
+    width: float = 1.6,
     height: float = 0.26,
 ) -> Figure:
     """Draw a dot and its interval for each name, in a panel for each quantity.
