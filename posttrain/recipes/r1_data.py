@@ -222,10 +222,6 @@ class MixedChats:
         for _, source in self.sources.values():
             source.check()
 
-    def texts(self, count: int) -> list[str]:
-        """Return ``count`` texts of all sources, in proportion."""
-        return MixedDocuments(sources=self.sources).texts(count)
-
     def chats(self, count: int, seed: int) -> list[list[dict[str, str]]]:
         """Return ``count`` conversations of one question and its reply."""
         found: list[list[dict[str, str]]] = []

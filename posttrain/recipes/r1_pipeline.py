@@ -19,6 +19,7 @@ from launch.folder import atomic_write
 from launch.runtime import Runtime, RuntimeConfig
 from launch.streams import key
 from posttrain.models import LanguageModel, load_model, save_model
+from posttrain.objectives import SampledReverseKL
 from posttrain.recipes.evaluator import Evaluator
 from posttrain.recipes.exams import Exam, Marks, examine
 from posttrain.recipes.jobs import GIVE_TEMPLATE, WarmUp, check_template
@@ -41,6 +42,7 @@ from posttrain.reward_models import RewardModel
 from posttrain.trainers.distill import train_on_policy_distillation
 from posttrain.trainers.policy import check_prompts
 from posttrain.trainers.supervised import train_sft
+from posttrain.vocabulary import check_alike, folder_vocabulary
 
 __all__ = ["R1", "STAGES"]
 
@@ -84,6 +86,7 @@ class R1:
             if source is not None:
                 source.check()
                 check_template(source, GIVE_TEMPLATE)
+        self._check_student()
         for data in (self.cold_start.data, self.finetuning.data, self.preferences.pairs):
             data.check()
         for stage in (self.reasoning, self.scenarios):
@@ -92,6 +95,21 @@ class R1:
         for name, exam in self.exams.items():
             if not len(exam.task.heldout()):
                 raise UsageError(f"exams.{name}: the task holds no problem out to judge by")
+
+    def _check_student(self) -> None:
+        """Compare the tokenizers of two folders before either model is loaded."""
+        model, student = self.model, self.student
+        if not isinstance(student, Pretrained):
+            return
+        if not isinstance(model, Pretrained):
+            raise UsageError(
+                f"--student {student.path} has a tokenizer of its own, but the model is made from "
+                "nothing and so is its tokenizer: give --model FOLDER as well"
+            )
+        ours, theirs = (folder_vocabulary(source.path) for source in (student, model))
+        if ours is not None and theirs is not None:
+            sampled = isinstance(self.distillation.on_policy.objective, SampledReverseKL)
+            check_alike(ours, theirs, logits=not sampled)
 
     def run(self, run: Runtime) -> None:
         """Go through the stages, judge each model, and write the summary."""

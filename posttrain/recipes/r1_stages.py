@@ -65,10 +65,6 @@ class ChatSource(Protocol):
         """Raise UsageError for what can be seen before any work."""
         ...
 
-    def texts(self, count: int) -> list[str]:
-        """Return texts that a tokenizer made from nothing learns from."""
-        ...
-
     def chats(self, count: int, seed: int) -> Sequence[Chat]:
         """Return ``count`` conversations, or all there are if they are fewer."""
         ...
@@ -144,6 +140,11 @@ class OfTask:
             found[places] = score(self.reward, [samples[i] for i in places])[0]
         return found
 
+    @property
+    def timeouts(self) -> int:
+        """Samples that hit a limit so far."""
+        return int(getattr(self.reward, "timeouts", 0))
+
 
 @dataclass(frozen=True)
 class FilterOfTask:
@@ -203,12 +204,15 @@ def reinforce(
     training: GRPOConfig, task: Task, reward: Reward, lm: LanguageModel, stage: Runtime
 ) -> None:
     """Train ``lm`` on the task; the stage keeps the prompts, in their order."""
-    if stage.output is not None and stage.is_main:
+    if stage.output is not None:
         path, prompts = stage.output / "prompts.jsonl", task.train()
-        count = training.steps * training.prompts_per_step
-        asked = (prompts[i] for i in shuffled(len(prompts), 0, count, stage.seed))
-        lines = [json.dumps(prompt_row(prompt), ensure_ascii=False) for prompt in asked]
-        atomic_write(path, "\n".join(lines) + "\n")
+        asked = shuffled(len(prompts), 0, training.steps * training.prompts_per_step, stage.seed)
+
+        def write() -> None:
+            rows = (json.dumps(prompt_row(prompts[i]), ensure_ascii=False) for i in asked)
+            atomic_write(path, "".join(f"{row}\n" for row in rows))
+
+        stage.on_main(write)
     train_grpo(training, lm, task, stage, reward=reward)
 
 

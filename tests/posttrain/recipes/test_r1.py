@@ -16,7 +16,7 @@ from launch.recipe import find
 from launch.runtime import Runtime
 from posttrain.data.tasks import Prompt, TaskMixture
 from posttrain.data.tasks.mixture import MixedAnswer
-from posttrain.models import load_model, save_model
+from posttrain.models import load_model, save_model, tiny_model, train_tokenizer
 from posttrain.recipes import r1_papers
 from posttrain.recipes.r1 import everything, r1, sums
 from posttrain.recipes.r1_pipeline import R1, STAGES
@@ -218,6 +218,19 @@ def test_wrong_settings_are_refused_before_any_work() -> None:
         replace(small(), until="7").check()
     with pytest.raises(UsageError, match="no model is given"):
         replace(small(), model=Pretrained()).check()
+
+
+def test_a_student_of_another_tokenizer_is_refused_before_any_work(
+    whole: Path, tmp_path: Path
+) -> None:
+    other = tiny_model(train_tokenizer(["quite other words"]), layers=1, width=8, heads=2)
+    save_model(other.model, other.tokenizer, tmp_path / "other")
+    student = Pretrained(path=str(tmp_path / "other"))
+    base = Pretrained(path=str(whole / "stages/0-base/model"))
+    with pytest.raises(UsageError, match=r"the student .*other has a tokenizer of"):
+        replace(small(), model=base, student=student).check()
+    with pytest.raises(UsageError, match="give --model FOLDER as well"):
+        replace(small(), student=student).check()
 
 
 def test_nothing_kept_is_an_error_that_counts_why(tmp_path: Path) -> None:
