@@ -133,8 +133,10 @@ def read_progress(folder: Path) -> dict[str, Any]:
 def complete(temporary: Path, final: Path) -> None:
     """Sync the files of ``temporary``, rename it to ``final`` and write the marker last."""
     sizes = {}
-    for path in sorted(temporary.iterdir()):
-        sizes[path.name] = [path.stat().st_size, _checksum(path)]
+    for path in sorted(temporary.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(temporary).as_posix()
+            sizes[name] = [path.stat().st_size, _checksum(path)]
         synchronize(path)
     synchronize(temporary)
     if final.exists():  # what stands there was found damaged, or it would have been resumed from

@@ -1,4 +1,4 @@
-"""The command line: ``monro list | show | run | report | doctor``.
+"""The command line: ``monro list | show | run | report | export | doctor``.
 
 A thin layer over recipes, configs and the runtime. Flags are the keys of a config joined by dots;
 ``launch.config`` converts them, as it does YAML. What a user can mend is said in one line, with
@@ -22,6 +22,7 @@ from launch.config import flags
 from launch.errors import UsageError
 from launch.recipe import Recipe, find, recipes
 from launch.running import CONFIG_OPTION, RUN_OPTIONS, complete_yaml, configured, run_recipe
+from launch.scalars import FlagText, convert_scalar
 from launch.spelling import did_you_mean
 
 __all__ = ["main"]
@@ -126,6 +127,20 @@ def _report(parsed: Parsed) -> int:
     return 0
 
 
+def _export(parsed: Parsed) -> int:
+    from launch.export import export, parse_size
+    from launch.running import as_program
+
+    run, folder = map(Path, parsed.positional)
+    text = parsed.options.get("step")
+    step = None if text is None else int(str(convert_scalar(FlagText(text), int, "step")))
+    shard_size = parse_size(parsed.options.get("shard_size", "5GB"))
+    with as_program():
+        source = export(run, folder, step=step, shard_size=shard_size)
+    print(f"The model of {source} is in {folder}.")
+    return 0
+
+
 def _doctor(parsed: Parsed) -> int:
     from launch.doctor import doctor
 
@@ -156,6 +171,18 @@ _COMMANDS = {
         _report,
         (Option("folders", "Run folders", "DIR"),),
         takes_many=True,
+    ),
+    "export": _Command(
+        "Make an ordinary model folder of a run's checkpoint",
+        _export,
+        (
+            Option("run", "A run folder, or that of one of its stages", "RUN"),
+            Option("folder", "A new folder", "DIR"),
+        ),
+        (
+            Option("step", "Of which checkpoint (default: the newest whole one)", "N"),
+            Option("shard_size", "Most bytes of a file of weights (default: 5GB)", "SIZE"),
+        ),
     ),
     "doctor": _Command("Look at this machine: what would fail, and how to mend it", _doctor),
 }

@@ -25,6 +25,7 @@ _SIGNS = ("config.yaml", "metrics.jsonl", "checkpoints")
 # short it still says whose remains these are.
 _MADE = (
     "checkpoints",
+    "architecture",
     "stages",
     "model",
     "policy",

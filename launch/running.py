@@ -21,7 +21,14 @@ from launch.folder import check_claim
 from launch.recipe import Job, Recipe
 from launch.scalars import FlagText, convert_scalar
 
-__all__ = ["CONFIG_OPTION", "RUN_OPTIONS", "complete_yaml", "configured", "run_recipe"]
+__all__ = [
+    "CONFIG_OPTION",
+    "RUN_OPTIONS",
+    "as_program",
+    "complete_yaml",
+    "configured",
+    "run_recipe",
+]
 
 CONFIG_OPTION = Option(
     "config", "Start from a YAML file, complete or partial; flags win over it", "FILE"
@@ -77,7 +84,7 @@ def run_recipe(recipe: Recipe, parsed: Parsed) -> int:
     Raises:
         UsageError: What was asked for cannot be run; no folder was made.
     """
-    with _as_program():
+    with as_program():
         return _run(recipe, parsed)
 
 
@@ -160,7 +167,7 @@ def _asked_processes(text: str | None) -> int | None:
 
 
 @contextlib.contextmanager
-def _as_program() -> Iterator[None]:
+def as_program() -> Iterator[None]:
     """Set the process up for a run: libraries' noise off, warnings in one line, SIGTERM as exit."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)

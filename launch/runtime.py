@@ -21,6 +21,7 @@ from launch.batch import Splittable
 from launch.checkpoint import Stateful
 from launch.config import resumable
 from launch.errors import UsageError
+from launch.export import ARCHITECTURE
 from launch.folder import Claim, atomic_write, claim
 from launch.memory import checkpoint_activations, keep_freed_memory
 from launch.metrics import Console, JsonLines, Metric, Phases, combine, truncate_lines
@@ -106,6 +107,7 @@ class Runtime:
         self.backend = Backend(config.strategy, config.precision, processes, trackers)
         self._claim: Claim | None = None
         self._title = "training"
+        self._architectures: dict[Path, Callable[[Path], None]] = {}
         folder = None if output is None else Path(output)
 
         def take() -> None:
@@ -311,8 +313,22 @@ class Runtime:
         if self.output is None:
             return
         with self.phase("save"):
+            saving.keep_architectures(self.backend, self._architectures)
             seconds, keep = self._seconds(), self.config.keep
             saving.save(self.backend, self.output / "checkpoints", step, state, seconds, keep)
+
+    def keep_architecture(self, write: Callable[[Path], None]) -> None:
+        """Keep in ``architecture/`` what ``monro export`` needs besides a checkpoint.
+
+        It is made before the next checkpoint, whole or not at all, and once: a resumed run finds
+        it. A stage without one has that of its run.
+
+        Args:
+            write: Given an empty folder, writes the files that an exported folder is to have
+                besides the weights, and ``launch.export.SHAPES``. Called on the main process.
+        """
+        if self.output is not None:
+            self._architectures[self.output / ARCHITECTURE] = write
 
     def restore(self, state: Mapping[str, Stateful]) -> int:
         """Take the newest whole checkpoint; return its step, or 0 if there is none.
@@ -410,6 +426,7 @@ class Runtime:
         stage._given_seed = stage.seed
         stage.resume, stage.backend = self.resume, self.backend
         stage._claim, stage._title = self._claim, name
+        stage._architectures = self._architectures
         folder = None if self.output is None else self.output / "stages" / name
         if folder is not None:
             self.backend.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))

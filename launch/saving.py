@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,32 @@ from launch.backends import Backend, unwrap
 from launch.checkpoint import Stateful, checkpoint_name
 from launch.errors import UsageError
 
-__all__ = ["restore", "save"]
+__all__ = ["keep_architectures", "restore", "save"]
+
+
+def keep_architectures(backend: Backend, waiting: dict[Path, Callable[[Path], None]]) -> None:
+    """Write each folder that waits to be written and is not there whole; then none waits.
+
+    Raises:
+        UsageError: On every process alike, if one could not be written; its name is free then.
+    """
+    while waiting:
+        folder, write = waiting.popitem()
+        backend.on_main(partial(_keep, folder, write))
+
+
+def _keep(folder: Path, write: Callable[[Path], None]) -> None:
+    if folder.exists() and checkpoint.damage(folder) is None:
+        return
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        write(temporary)
+        checkpoint.complete(temporary, folder)
+    except OSError as error:
+        raise UsageError(f"{folder} could not be written: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save(
