@@ -28,6 +28,7 @@ __all__ = [
     "checkpoint_name",
     "complete",
     "damage",
+    "difference",
     "load_state",
     "prune",
     "random_state",
@@ -107,7 +108,7 @@ def load_state(folder: Path, state: Mapping[str, Stateful]) -> None:
     """Give each object of ``state`` its own back.
 
     Raises:
-        UsageError: The checkpoint has no file for one of them.
+        UsageError: The checkpoint has no file for one of them, or that of another model.
     """
     from safetensors.torch import load_model
 
@@ -120,9 +121,45 @@ def load_state(folder: Path, state: Mapping[str, Stateful]) -> None:
                 "so resume it with the recipe that made it"
             )
         if isinstance(thing, nn.Module):
+            _check_fit(thing, path)
             load_model(thing, str(path))
         else:
             thing.load_state_dict(torch.load(path, weights_only=True))
+
+
+def _check_fit(model: nn.Module, path: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(str(path), "pt") as file:
+        stored = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        aliases = file.metadata() or {}
+    wanted = {name: list(x.shape) for name, x in model.state_dict().items()}
+    differs = difference(stored, aliases, wanted)
+    if differs is not None:
+        raise UsageError(
+            f"{path} is of another model than this one: {differs}; resume the run with the "
+            "settings that it was begun with"
+        )
+
+
+def difference(
+    stored: Mapping[str, list[int]], aliases: Mapping[str, str], wanted: Mapping[str, list[int]]
+) -> str | None:
+    """Return how the tensors of a file first differ from those of a model, or None.
+
+    Args:
+        stored: The shapes in the file, by name.
+        aliases: For further names of a tensor, the one that it is stored by.
+        wanted: The model's shapes, by name.
+    """
+    for name, shape in wanted.items():
+        found = stored.get(name, stored.get(aliases.get(name, "")))
+        if found is None:
+            return f"it has no {name}"
+        if found != shape:
+            return f"{name} is {found} instead of {shape}"
+    used = {name if name in stored else aliases[name] for name in wanted}
+    return next((f"it has {name} as well" for name in stored if name not in used), None)
 
 
 def read_progress(folder: Path) -> dict[str, Any]:

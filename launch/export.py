@@ -11,7 +11,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -222,20 +222,12 @@ def _fitting(
         UsageError: They are not those of this model; names the first that differs.
     """
     shapes = json.loads((architecture / SHAPES).read_text(encoding="utf-8"))
-    another = f"{source} is of another model than {architecture}"
-    found, used = [], set()
-    for name, shape in shapes.items():
-        kept = name if name in stored else aliases.get(name, "")
-        if kept not in stored:
-            raise UsageError(f"{another}: it has no {name}")
-        x = stored[kept]
-        if list(x.shape) != shape:
-            raise UsageError(f"{another}: {name} is {list(x.shape)} instead of {shape}")
-        used.add(kept)
-        found.append(_Tensor(name, x.dtype, x.shape, x.begin, x.size))
-    for name in stored:
-        if name not in used:
-            raise UsageError(f"{another}: it has {name}, which that has not")
+    differs = checkpoint.difference(
+        {name: list(x.shape) for name, x in stored.items()}, aliases, shapes
+    )
+    if differs is not None:
+        raise UsageError(f"{source} is of another model than {architecture}: {differs}")
+    found = [replace(stored.get(name) or stored[aliases[name]], name=name) for name in shapes]
     return sorted(found, key=lambda x: x.order)
 
 

@@ -91,3 +91,21 @@ def test_load_state_names_what_the_checkpoint_lacks(tmp_path: Path) -> None:
         UsageError, match=r"has no ema\.safetensors: it was written by another kind"
     ):
         checkpoint.load_state(folder, {"ema": nn.Linear(1, 1)})
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (nn.Linear(2, 3), r"weight is \[2, 2\] instead of \[3, 2\]"),
+        (nn.Linear(2, 2, bias=False), "it has bias as well"),
+        (nn.Sequential(nn.Linear(2, 2)), r"it has no 0\.weight"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused_by_its_first_parameter(
+    tmp_path: Path, model: nn.Module, said: str
+) -> None:
+    folder = write(tmp_path, 1)
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(UsageError, match=rf"model\.safetensors is of another model .*: {said}; "):
+        checkpoint.load_state(folder, {"model": model})
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
