@@ -12,14 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from launch.errors import UsageError
 from launch.folder import synchronize
-from posttrain.decoder import HeadKind, unsupported
+from posttrain.decoder import HeadKind
 from posttrain.model_files import MODEL_KINDS, check_model_folder
+from posttrain.model_settings import for_saving, is_known, saved_weights, write_settings
 from posttrain.model_weights import describe_misfit, harmless
 
 if TYPE_CHECKING:
@@ -284,12 +285,10 @@ def save_model(
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    caches = model.config.use_cache
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        with quiet():
-            model.config.use_cache = True  # for whoever loads it; training has no use for it
+        with quiet(), for_saving(model):
             _write_weights(model, temporary)
             tokenizer.save_pretrained(temporary)
         mode = (temporary / "config.json").stat().st_mode
@@ -305,27 +304,18 @@ def save_model(
             old.rename(folder)
         reason = " ".join(str(error).split())
         raise UsageError(f"the model could not be written to {folder}: {reason}") from error
-    finally:
-        model.config.use_cache = caches
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_weights(model: PreTrainedModel, folder: Path) -> None:
     """Write config and weights as ``save_pretrained`` does, which loads deepspeed for seconds."""
-    kinds: tuple[HeadKind, ...] = get_args(HeadKind)
-    if all(unsupported(model, kind) is not None for kind in kinds):
+    if not is_known(model):
         model.save_pretrained(folder)
         return
     from safetensors.torch import save_file
 
-    weights = {name: x.contiguous() for name, x in model.state_dict().items()}
-    if "lm_head.weight" in weights and model.lm_head.weight is model.model.embed_tokens.weight:
-        del weights["lm_head.weight"]
-    model.config.architectures = [type(model).__name__]
-    model.config.dtype = model.dtype
-    model.config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
+    weights = {name: x.contiguous() for name, x in saved_weights(model).items()}
+    write_settings(model, folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 

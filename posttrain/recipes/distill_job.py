@@ -10,6 +10,7 @@ from typing import ClassVar
 from launch.config import resumable, to_yaml
 from launch.errors import UsageError
 from launch.runtime import Runtime, RuntimeConfig
+from posttrain.architecture import keep_architecture
 from posttrain.data.outputs import Output, load_outputs, output_documents, write_outputs
 from posttrain.data.tasks import Task, parse_task
 from posttrain.eval import Interval
@@ -178,6 +179,7 @@ class DistillJob:
         judged.judge("student", student)
         if self.sft is not None:
             with run.stage("2-sft", to_yaml(self.sft)) as stage:
+                keep_architecture(student.model, student.tokenizer, stage)
                 train_sft(self.sft, student.model, output_documents(student, outputs), stage)
             judged.judge("after SFT", student)
         if self.on_policy is not None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from launch.config import resumable, to_yaml
 from launch.errors import UsageError
 from launch.runtime import Runtime, RuntimeConfig
+from posttrain.architecture import keep_architecture
 from posttrain.data.contrasts import check_replay, preferences_of, with_replay
 from posttrain.data.preference_files import encode_pairs
 from posttrain.data.tasks import Task, parse_task
@@ -167,6 +168,7 @@ class IterativeGRPO:
         rows = kept_rows(mixed, lm, stage)
         stage.print(f"Pairs: {len(new)} new, {len(rows) - len(new)} of earlier iterations")
         learnt, judged = (encode_pairs(lm.tokenizer, preferences_of(x)) for x in (rows, heldout))
+        keep_architecture(scorer.model, scorer.tokenizer, stage)
         train_reward_model(self.reward_training, scorer.model, learnt, stage, heldout=judged)
         if stage.output is not None:
             folder = stage.output / "model"

@@ -18,6 +18,7 @@ from posttrain.adapters import (
     save_adapter,
     with_adapters,
 )
+from posttrain.architecture import keep_architecture
 from posttrain.data.tasks import Prompt, Task, parse_task
 from posttrain.model_files import lacks_chat_template
 from posttrain.models import LanguageModel, save_model
@@ -88,6 +89,7 @@ class SFTJob(SFTConfig):
         lm = self.model.load(self.data.texts(2_000), self.seed)
         lm = adapted(lm, self.lora, run, self.seed, kept=isinstance(self.model, Pretrained))
         documents = self.data.documents(lm, self.steps * self.documents_per_step, self.seed)
+        keep_architecture(lm.model, lm.tokenizer, run)
         train_sft(self.counted(len(documents)), lm.model, documents, run)
         asked = self.data.task.train()[0] if isinstance(self.data, WorkedSums | RawLines) else None
         leave_model(lm, run, self.model, asked)
@@ -110,6 +112,7 @@ class WarmUp:
         """Train ``lm`` in a stage of its own."""
         count = self.training.steps * self.training.documents_per_step
         with run.stage(name, to_yaml(self)) as stage:
+            keep_architecture(lm.model, lm.tokenizer, stage)
             train_sft(self.training, lm.model, self.data.documents(lm, count, seed), stage)
 
 
@@ -146,6 +149,7 @@ class PreferenceJob(PreferenceConfig):
         kept = self.warm_up is None and isinstance(self.model, Pretrained)
         lm = adapted(lm, self.lora, run, self.seed, kept=kept)
         pairs = self.data.pairs(lm, self.steps * self.pairs_per_step, self.seed)
+        keep_architecture(lm.model, lm.tokenizer, run)
         train_preferences(self, lm.model, pairs, run, heldout=self.data.heldout(lm))
         asked = self.data.task.train()[0] if isinstance(self.data, ReplyPairs) else None
         leave_model(lm, run, self.model, asked)

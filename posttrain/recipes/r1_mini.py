@@ -14,6 +14,7 @@ from torch import nn
 from launch.config import resumable, to_yaml
 from launch.metrics import Mean, Metric
 from launch.runtime import Runtime, RuntimeConfig
+from posttrain.architecture import keep_architecture
 from posttrain.data.chat import encode_prompt
 from posttrain.data.tasks import Prompt, Task
 from posttrain.eval import Evaluation, Interval
@@ -92,6 +93,7 @@ class R1Mini:
         with run.stage("1-cold-start", to_yaml(self.cold_start)) as stage:
             count = self.cold_start.steps * self.cold_start.documents_per_step
             documents = self.demonstrations.documents(lm, count, self.seed)
+            keep_architecture(lm.model, lm.tokenizer, stage)
             train_sft(self.cold_start, lm.model, documents, stage)
             judge("cold start", stage)
         with run.stage("2-GRPO", to_yaml(self.grpo)) as stage:

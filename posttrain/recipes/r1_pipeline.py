@@ -18,6 +18,7 @@ from launch.errors import UsageError
 from launch.folder import atomic_write
 from launch.runtime import Runtime, RuntimeConfig
 from launch.streams import key
+from posttrain.architecture import keep_architecture
 from posttrain.models import LanguageModel, load_model, save_model
 from posttrain.objectives import SampledReverseKL
 from posttrain.recipes.evaluator import Evaluator
@@ -195,6 +196,7 @@ def made(job: R1, source: ModelSource, stage: Runtime) -> LanguageModel:
         keep_config(job.pretraining, stage)
         count = training.steps * training.documents_per_step
         documents = job.pretraining.data.documents(lm, count, stage.seed)
+        keep_architecture(lm.model, lm.tokenizer, stage)
         train_sft(training, lm.model, documents, stage)
     return lm
 

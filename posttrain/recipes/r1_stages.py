@@ -18,6 +18,7 @@ from torch import Tensor
 
 from launch.folder import atomic_write
 from launch.runtime import Runtime
+from posttrain.architecture import keep_architecture
 from posttrain.data.chat import encode_chats
 from posttrain.data.order import shuffled
 from posttrain.data.outputs import output_row
@@ -190,6 +191,7 @@ def finetune(training: SFTConfig, make: Make, lm: LanguageModel, stage: Runtime)
     """Train ``lm`` on the stage's data."""
     rows = kept_rows(make, lm, stage)
     documents = encode_chats(lm.tokenizer, [chat_of(row) for row in rows])
+    keep_architecture(lm.model, lm.tokenizer, stage)
     train_sft(training, lm.model, documents, stage)
 
 
@@ -240,6 +242,7 @@ def learn_preferences(cfg: Preferences, lm: LanguageModel, stage: Runtime) -> Re
     scorer = outcome_model(lm, seed=stage.seed)
     count = cfg.training.steps * cfg.training.pairs_per_step
     pairs = cfg.pairs.pairs(lm, count, stage.seed)
+    keep_architecture(scorer.model, scorer.tokenizer, stage)
     train_reward_model(cfg.training, scorer.model, pairs, stage, heldout=cfg.pairs.heldout(lm))
     return scorer
 

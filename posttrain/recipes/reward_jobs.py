@@ -10,6 +10,7 @@ import torch
 
 from launch.config import resumable
 from launch.runtime import Runtime, RuntimeConfig
+from posttrain.architecture import keep_architecture
 from posttrain.eval.ranking import auc_with_interval
 from posttrain.models import LanguageModel, save_model
 from posttrain.process_reward_models import ProcessRewardModel, process_model
@@ -58,6 +59,7 @@ class RewardModelJob(RewardModelConfig):
             self.warm_up.run(lm, run, self.seed)
         scorer = outcome_model(lm, seed=self.seed)
         pairs = self.data.pairs(lm, self.steps * self.pairs_per_step, self.seed)
+        keep_architecture(scorer.model, scorer.tokenizer, run)
         train_reward_model(self, scorer.model, pairs, run, heldout=self.data.heldout(lm))
         if run.output is not None:
             folder = run.output / "model"
@@ -107,6 +109,7 @@ class ProcessRewardJob(ProcessRewardConfig):
         """Return a process reward model that begins as ``lm``, and a table of how it judges."""
         found = self.data.steps(lm, run, self.seed)
         scorer = process_model(lm, seed=self.seed)
+        keep_architecture(scorer.model, scorer.tokenizer, run)
         train_process_reward_model(self, scorer.model, found.learnt, run, heldout=found.heldout)
         rows = judged(scorer, found)
         if rows:

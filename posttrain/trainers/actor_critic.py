@@ -16,6 +16,7 @@ from launch.metrics import Mean, Metric, Rate
 from launch.optimizers import AdamW, OptimizerConfig
 from launch.runtime import Runtime
 from launch.schedule import Cosine, Schedule, set_learning_rate
+from posttrain.architecture import keep_architecture
 from posttrain.critics import ActorCritic, Critic, ValueHead, evaluate
 from posttrain.data.tasks.base import Task
 from posttrain.log_probs import token_log_probs
@@ -148,6 +149,7 @@ def train_actor_critic(
     pair = cfg.critic.build(lm)
     optimizers = dict(cfg.critic.optimizers(cfg.optimizer, pair))
     check_precision(optimizers, run)
+    keep_architecture(lm.model, lm.tokenizer, run)
     prepared, _ = run.prepare(pair, optimizers["optimizer"])
     engine = Engine(lm.model)
     collector = Collector(cfg, engine, lm, prompts, sampling, reward, run)

@@ -14,6 +14,7 @@ from launch.metrics import Mean, Metric, Rate
 from launch.optimizers import AdamW, OptimizerConfig
 from launch.runtime import Runtime
 from launch.schedule import Cosine, Schedule, set_learning_rate
+from posttrain.architecture import keep_architecture
 from posttrain.data.tasks import Prompt
 from posttrain.log_probs import (
     token_divergences,
@@ -121,6 +122,7 @@ def train_on_policy_distillation(
     check_alike(model_vocabulary(student), model_vocabulary(teacher), logits=not sampled)
     check_prompts(len(prompts), cfg.prompts_per_step)
     frozen = teacher.model.to(run.device).eval()
+    keep_architecture(student.model, student.tokenizer, run)
     optimizer = cfg.optimizer.build(student.model)
     model, optimizer = run.prepare(student.model, optimizer)
     engine = Engine(student.model)

@@ -16,6 +16,7 @@ from launch.optimizers import AdamW, OptimizerConfig
 from launch.runtime import Runtime
 from launch.schedule import Cosine, Schedule, set_learning_rate
 from posttrain.adapters import check_undropped, trained_state
+from posttrain.architecture import keep_architecture
 from posttrain.data.tasks.base import Task
 from posttrain.eval.run import Generates
 from posttrain.models import LanguageModel
@@ -188,6 +189,7 @@ def train_grpo(
     check_prompts(len(prompts), cfg.prompts_per_step * cfg.minibatches)
     check_undropped(lm.model, "reinforcement learning")
     reference = frozen_reference(cfg, lm.model, run)
+    keep_architecture(lm.model, lm.tokenizer, run)
     optimizer = cfg.optimizer.build(lm.model)
     model, optimizer = run.prepare(lm.model, optimizer)
     engine = sampler(cfg, lm)
