@@ -13,16 +13,19 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.errors import UsageError
+from launch.faults import CRASH, LOGS, USAGE, explain
 
 if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing import ProcessFailure
+    from types import FrameType
 
 __all__ = [
     "check_devices",
@@ -92,10 +95,11 @@ def _parent_command() -> list[str]:
 def die_with_parent() -> None:
     """Have a worker killed when its launcher dies, even by SIGKILL, so that none is left behind.
 
-    Call it at the start of a worker. Without a launcher that starts workers from its main thread
-    (``monro`` or torchrun), and on systems other than Linux, it does nothing.
+    Call it at the start of a run. Without a launcher that starts workers from its main thread
+    (``monro`` or torchrun), and on systems other than Linux, it does nothing. What this process
+    starts in turn is not told of the launcher.
     """
-    parent = os.environ.get(PARENT)
+    parent = os.environ.pop(PARENT, None)
     if not sys.platform.startswith("linux") or not (parent or "TORCHELASTIC_RUN_ID" in os.environ):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
@@ -116,7 +120,7 @@ def leave_error(message: str, *, usage: bool) -> bool:
     folder = os.environ.get(ERRORS)
     if folder is None or not is_worker():
         return False
-    name = f"{'usage' if usage else 'crash'}-{os.environ['RANK']}"
+    name = f"{USAGE if usage else CRASH}-{os.environ['RANK']}"
     try:
         (Path(folder) / name).write_text(message, encoding="utf-8")
     except OSError:  # the parent is gone
@@ -165,24 +169,42 @@ def _gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def start(arguments: Sequence[str], count: int) -> int:
+def start(arguments: Sequence[str], count: int, *, advice: str, alone: bool = False) -> int:
     """Run ``monro`` with these arguments in ``count`` processes; return the exit code.
 
     SIGTERM and SIGINT are handed on to the workers, which finish their step and save; the exit code
     is then 128 + signal. If a worker fails, the others are ended, and one line says why.
+
+    Args:
+        arguments: Of ``monro``.
+        count: Of processes.
+        advice: What is said of a worker that was killed.
+        alone: Start one process by itself, without torchrun and process groups.
     """
+    folder = Path(tempfile.mkdtemp(prefix="monro-"))
+    try:
+        with _handlers_kept():
+            codes = _one(arguments) if alone else _several(arguments, count, folder)
+        return codes if isinstance(codes, int) else explain(codes, folder, advice)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _several(arguments: Sequence[str], count: int, folder: Path) -> int | dict[int, int]:
+    """Run workers under torchrun; return the exit code, or that of each rank that failed."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    folder = Path(tempfile.mkdtemp(prefix="monro-"))
     options = [
         *("--config_file", str(_CONFIG), "--multi_gpu", "--num_processes", str(count)),
         *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
         *("--main_process_port", "0"),  # a free one
     ]
+    if not sys.stderr.isatty():  # a terminal has a live bar, and shows the last lines anyhow
+        options += ["--tee", "2", "--role", ""]
     launcher = launch_command_parser().parse_args([*options, "-m", "launch", *arguments])
-    launcher.log_dir = str(folder / "logs")
+    launcher.log_dir = str(folder / LOGS)
     launcher.shutdown_timeout = _GRACE
     try:
         with _environment(folder), _quiet_launcher():
@@ -190,10 +212,53 @@ def start(arguments: Sequence[str], count: int) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     except ChildFailedError as error:
-        return _explain(error.failures, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        began = min(failure.timestamp for failure in error.failures.values())
+        # Who was killed at the end of the grace had only waited for the one that failed.
+        return {
+            rank: failure.exitcode
+            for rank, failure in error.failures.items()
+            if failure.timestamp - began < _GRACE
+        }
     return 0
+
+
+def _one(arguments: Sequence[str]) -> int | dict[int, int]:
+    """Run one process that hears the same signals; return its exit code, a fault by its rank."""
+    received: list[int] = []
+    child: subprocess.Popen[bytes] | None = None
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if child is not None:
+            child.send_signal(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, hand_on)
+    environment = {**os.environ, PARENT: str(os.getpid())}
+    child = subprocess.Popen([sys.executable, "-m", "launch", *arguments], env=environment)
+    if received:  # while it was being started
+        child.send_signal(received[0])
+    code = child.wait()
+    if code < 0 and received:
+        return 128 + received[0]
+    return code if code == 0 or code == 2 or code > 128 else {0: code}
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Give back the handlers of signals that torchrun replaces and leaves so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: not installed by Python
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -202,6 +267,7 @@ def _environment(folder: Path) -> Iterator[None]:
     before = dict(os.environ)
     os.environ[PARENT] = str(os.getpid())
     os.environ[ERRORS] = str(folder)
+    os.environ["TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"] = "${role_name}"  # which is empty
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if _gpus() == 0:
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -221,36 +287,3 @@ def _quiet_launcher() -> Iterator[None]:
         yield
     finally:
         logging.disable(level)
-
-
-def _explain(failures: Mapping[int, ProcessFailure], folder: Path) -> int:
-    """Say why the workers failed; return the exit code."""
-    rank = min(failures, key=lambda r: (_severity(failures[r].exitcode), r))
-    code = failures[rank].exitcode
-    usage = sorted(folder.glob("usage-*"))
-    crashes = sorted(folder.glob("crash-*"), key=lambda path: path.stat().st_mtime_ns)
-    if code < 0 and not usage and not (crashes and _severity(code) > 0):
-        hint = ": is there enough memory?" if code == -signal.SIGKILL else "."
-        why = f"was killed by {failures[rank].signal_name()}{hint}"
-        _say(f"process {rank} {why} --resume goes on from the last checkpoint")
-        return 1
-    if usage:
-        _say(usage[0].read_text(encoding="utf-8"))
-        return 2
-    if crashes:  # the first one: those of its peers are only about the connection that it left
-        rank, code = int(crashes[0].name.partition("-")[2]), 1
-        print(crashes[0].read_text(encoding="utf-8"), end="", file=sys.stderr)
-    if code <= 128:  # beyond it, a signal that was asked for
-        _say(f"process {rank} ended with exit code {code}")
-    return code
-
-
-def _severity(code: int) -> int:
-    """Order exit codes: a cause before what launchers and peers do when they see it."""
-    if code < 0:
-        return {-signal.SIGTERM: 3, -signal.SIGABRT: 2}.get(code, 0)
-    return 1
-
-
-def _say(line: str) -> None:
-    print(f"monro: {line}", file=sys.stderr)

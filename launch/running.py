@@ -20,6 +20,7 @@ from launch.errors import UsageError
 from launch.folder import check_claim
 from launch.recipe import Job, Recipe
 from launch.scalars import FlagText, convert_scalar
+from launch.supervise import RELAUNCHES, supervise
 
 __all__ = [
     "CONFIG_OPTION",
@@ -39,11 +40,14 @@ RUN_OPTIONS = (
     Option("resume", "Go on with the run in the output folder; start it if there is none"),
     Option("overwrite", "Remove the run in the output folder first"),
     Option("processes", "Start so many processes on this machine (default: 1)", "N"),
+    Option("supervise", "After a fault, begin again at the last complete checkpoint"),
+    Option("relaunches", "With --supervise: so often without a new checkpoint (default: 3)", "N"),
 )
 # Libraries that talk about their own future; what they say of the user's doing is shown.
 _NOISY = (
     "accelerate|datasets|deepspeed|huggingface_hub|matplotlib|numba|tokenizers|torch|transformers"
 )
+_ADVICE = "--resume goes on from the last checkpoint"
 _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -90,12 +94,12 @@ def run_recipe(recipe: Recipe, parsed: Parsed) -> int:
 
 def _run(recipe: Recipe, parsed: Parsed) -> int:
     worker = processes.is_worker()
-    if worker:
-        processes.die_with_parent()
+    processes.die_with_parent()
     asked = _asked_processes(parsed.options.get("processes"))
     job = configured(recipe, parsed)
     config_yaml, resumable = complete_yaml(recipe, job), resumable_keys(job)
     output = _output(recipe, job, parsed.options)
+    relaunches = _relaunches(parsed.options, output)
     resume, overwrite = "resume" in parsed.options, "overwrite" in parsed.options
     if not 0 <= job.seed < 2**63:
         raise UsageError(f"seed={job.seed}: give a number from 0 to 2**63 - 1")
@@ -111,7 +115,10 @@ def _run(recipe: Recipe, parsed: Parsed) -> int:
             print(f"monro: {note}", file=sys.stderr)
     if asked is not None and asked > 1 and not worker:
         processes.check_devices(asked)
-        return processes.start(["run", *parsed.words], asked)
+    if relaunches is not None and output is not None:
+        return supervise(parsed.words, asked or 1, output, relaunches)
+    if asked is not None and asked > 1 and not worker:
+        return processes.start(["run", *parsed.words], asked, advice=_ADVICE)
 
     from launch.runtime import Runtime
 
@@ -148,9 +155,29 @@ def _output(recipe: Recipe, job: Job, options: dict[str, str]) -> Path | None:
     return None
 
 
+def _relaunches(options: dict[str, str], output: Path | None) -> int | None:
+    """Return how often a fault is followed by a relaunch; None if nobody supervises."""
+    if "supervise" not in options:
+        if "relaunches" in options:
+            raise UsageError("--relaunches is how often --supervise begins again: give both")
+        return None
+    if output is None:
+        raise UsageError("--supervise needs an --output: without a run folder nothing is saved")
+    if processes.launched_processes() is not None:
+        raise UsageError("--supervise starts the processes itself: use monro run --processes N")
+    limit = _number(options.get("relaunches", str(RELAUNCHES)), "relaunches")
+    if limit < 0:
+        raise UsageError(f"relaunches: got {limit}, expected at least 0")
+    return limit
+
+
+def _number(text: str, name: str) -> int:
+    return int(str(convert_scalar(FlagText(text), int, name)))
+
+
 def _asked_processes(text: str | None) -> int | None:
     """Return how many processes were asked for, here or from a launcher; None if nobody asked."""
-    given = None if text is None else int(str(convert_scalar(FlagText(text), int, "processes")))
+    given = None if text is None else _number(text, "processes")
     if given is not None and given < 1:
         raise UsageError(f"processes: got {given}, expected at least 1")
     launched = processes.launched_processes()

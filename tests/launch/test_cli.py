@@ -208,6 +208,9 @@ def test_help_and_list_import_nothing_heavy() -> None:
         (["list", "--steps", "3"], "unknown flag --steps: see monro list --help"),
         (["report", "nowhere"], ""),
         (["run", "SILENT", "--resume"], "--resume needs an --output"),
+        (["run", "SILENT", "--supervise"], "--supervise needs an --output"),
+        (["run", "TOY", "--relaunches", "2"], "--relaunches is how often --supervise begins again"),
+        (["run", "TOY", "--supervise", "--relaunches", "-1"], "relaunches: got -1, expected at le"),
         (["run", "TOY", "--resume", "--overwrite"], "--resume goes on with a run and --overwrite"),
     ],
 )

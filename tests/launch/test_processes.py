@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from launch import processes
 from launch.errors import UsageError
+from launch.faults import explain
 from launch.processes import check_devices, is_worker, launched_processes, leave_error
 
 WORKER = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}
@@ -103,24 +104,19 @@ def test_a_worker_leaves_without_taking_the_interpreter_down(
     assert (done.returncode, done.stdout, done.stderr) == (code, said, "")
 
 
-@dataclass
-class Failure:
-    exitcode: int
-
-    def signal_name(self) -> str:
-        return signal.Signals(-self.exitcode).name
-
-
 @pytest.mark.parametrize(
     ("codes", "files", "expected", "text"),
     [
-        ({0: 1, 1: -9}, {"crash-0": "peer is gone\n"}, 1, "monro: process 1 was killed by SIGKILL"),
-        ({0: -11, 1: -15}, {}, 1, "monro: process 0 was killed by SIGSEGV. --resume goes on"),
+        ({0: 1, 1: -9}, {"crash-0": "peer is gone\n"}, 1, "monro: rank 1 was killed by SIGKILL"),
+        ({0: -11, 1: -15}, {}, 1, "monro: rank 0 was killed by SIGSEGV. --resume goes on"),
         ({0: 2, 1: -15}, {"usage-0": "no model"}, 2, "monro: no model\n"),
         ({0: 2, 1: 2}, {"usage-0": "no model", "usage-1": "no model"}, 2, "monro: no model\n"),
-        ({0: -15, 1: 1}, {"crash-1": "trace\n"}, 1, "trace\nmonro: process 1 ended with exit co"),
-        ({0: -6, 1: 1}, {"crash-1": "trace\n"}, 1, "trace\nmonro: process 1 ended with exit co"),
-        ({0: 7, 1: -15}, {}, 7, "monro: process 0 ended with exit code 7\n"),
+        ({0: -15, 1: 1}, {"crash-1": "trace\n"}, 1, "trace\nmonro: rank 1 ended with exit co"),
+        ({0: -6, 1: 1}, {"crash-1": "trace\n"}, 1, "trace\nmonro: rank 1 ended with exit co"),
+        ({0: 7, 1: -15}, {}, 7, "monro: rank 0 ended with exit code 7\n"),
+        ({0: 1, 1: 7}, {"crash-0": "peer is gone\n"}, 7, "monro: rank 1 ended with exit code 7\n"),
+        ({0: 143, 1: 7}, {}, 7, "monro: rank 1 ended with exit code 7\n"),
+        ({0: -40}, {}, 1, "monro: rank 0 was killed by signal 40. --resume"),
         ({0: 143, 1: 143}, {}, 143, ""),
     ],
 )
@@ -134,8 +130,8 @@ def test_the_cause_of_a_failure_is_told_and_not_what_followed(
 ) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    failures = {rank: Failure(code) for rank, code in codes.items()}
-    assert processes._explain(failures, tmp_path) == expected  # type: ignore[arg-type]  # alike
+    advice = "--resume goes on from the last checkpoint"
+    assert explain(codes, tmp_path, advice) == expected
     err = capsys.readouterr().err
     assert err.startswith(text)
     assert bool(err) == bool(text)
@@ -147,8 +143,23 @@ def test_of_two_tracebacks_the_first_is_told(
     for name, age in (("crash-0", 5), ("crash-1", 9)):
         (tmp_path / name).write_text(f"{name}\n")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    processes._explain({0: Failure(1), 1: Failure(1)}, tmp_path)  # type: ignore[dict-item]  # alike
-    assert capsys.readouterr().err == "crash-1\nmonro: process 1 ended with exit code 1\n"
+    explain({0: 1, 1: 1}, tmp_path, "")
+    assert capsys.readouterr().err == "crash-1\nmonro: rank 1 ended with exit code 1\n"
+
+
+def test_the_last_lines_of_a_rank_without_a_traceback_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in (0, 1):
+        log = tmp_path / f"logs/none_x/attempt_0/{rank}/stderr.log"
+        log.parent.mkdir(parents=True)
+        log.write_text("".join(f"{rank}: line {i}\n" for i in range(12)))
+    assert explain({0: 1, 1: 7}, tmp_path, "") == 1  # no traceback of either: the lower rank
+    said = [f"rank 0 | 0: line {i}" for i in range(2, 12)]
+    assert capsys.readouterr().err.splitlines() == [
+        *said,
+        "monro: rank 0 ended with exit code 1",
+    ]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
@@ -186,10 +197,11 @@ def _is_alive(pid: int) -> bool:
 
 # -- two real processes --------------------------------------------------------------------------
 
+
 TOY = '''
 """A recipe that trains one weight on as many rows as there are."""
 from __future__ import annotations
-import os, signal, time
+import os, signal, sys, time
 from dataclasses import dataclass, field
 from typing import ClassVar
 import torch
@@ -202,12 +214,29 @@ class Toy:
     leaves_run: ClassVar[bool] = True
     steps: int = resumable(3)
     pause: float = resumable(0.0)
+    save_every: int = resumable(0)
     fail: str = ""
+    at: int = 0
     seed: int = 0
     trackers: tuple[str, ...] = resumable(())
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def check(self) -> None: ...
+
+    def harm(self, rank: int) -> None:
+        """Do what the next word of `fail` says; after the last one, nothing."""
+        words = self.fail.split()
+        done = [os.path.exists(f"harmed-{i}") for i in range(len(words))].count(True)
+        if done == len(words):
+            return
+        open(f"harmed-{done}", "x").close()
+        print(f"rank {rank} is harmed", file=sys.stderr, flush=True)
+        if words[done] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if words[done] == "raise":
+            raise ArithmeticError("the loss is not a number")
+        if words[done] == "exit":
+            os._exit(7)
 
     def run(self, run: Runtime) -> None:
         if self.fail == "usage" and run.rank == 1:
@@ -215,11 +244,12 @@ class Toy:
         model = torch.nn.Linear(1, 1, bias=False)
         torch.nn.init.ones_(model.weight)
         model, optimizer = run.prepare(model, torch.optim.SGD(model.parameters(), 0.125))
-        for step in run.steps(self.steps, state={"model": model, "optimizer": optimizer}):
+        state = {"model": model, "optimizer": optimizer}
+        for step in run.steps(self.steps, state=state, save_every=self.save_every):
+            if step == self.at and run.rank == run.world_size - 1:
+                self.harm(run.rank)
             run.backward(model(torch.ones(2, 1)[run.share(2)]).pow(2).sum())
             run.log(step, {"grad_norm": run.step(optimizer), "loss": run.loss})
-            if self.fail == "kill" and run.rank == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(self.pause)
 
 def toy() -> Toy:
@@ -301,10 +331,10 @@ def test_a_usage_error_in_a_worker_is_one_line_and_code_2(folder: Path) -> None:
 
 @pytest.mark.distributed
 def test_a_killed_worker_is_named_and_ends_the_run(folder: Path) -> None:
-    run = monro(folder, "--processes", "2", "--fail", "kill")
+    run = monro(folder, "--processes", "2", "--fail", "kill", "--at", "2")
     _, err = run.communicate(timeout=100)
     assert run.returncode == 1
-    assert err.splitlines()[-1].startswith("monro: process 1 was killed by SIGKILL")
+    assert err.splitlines()[-1].startswith("monro: rank 1 was killed by SIGKILL")
     assert "Traceback" not in err
 
 
@@ -329,6 +359,73 @@ def test_no_worker_is_left_behind_when_the_parent_is_killed(folder: Path) -> Non
     run.kill()
     run.communicate()
     end = time.monotonic() + 10
+    while _runs_in(folder):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.distributed
+def test_a_supervised_run_goes_on_after_faults_as_if_there_had_been_none(folder: Path) -> None:
+    words = ["--processes", "2", "--steps", "8", "--save_every", "2"]
+    run = monro(folder, *words, "--supervise", "--fail", "kill raise", "--at", "5")
+    _, err = run.communicate(timeout=100)
+    assert run.returncode == 0, err
+    # After k steps w = 2^-k: exactly what a run without a fault logs.
+    assert figures(folder) == [(k, 4 * 0.5 ** (k - 1), 2 * 0.25 ** (k - 1)) for k in range(1, 9)]
+    weights = load_file(folder / "out" / "checkpoints" / "step-00000008" / "model.safetensors")
+    assert weights["weight"].item() == 2**-8
+    lines = err.splitlines()
+    assert [line for line in lines if line.startswith("monro")] == [
+        "monro: rank 1 was killed by SIGKILL: is there enough memory?",
+        "monro: relaunch 1 of 3 from step-00000004 in 1 s",
+        "monro: rank 1 ended with exit code 1",
+        "monro: relaunch 2 of 3 from step-00000004 in 2 s",
+    ]
+    assert lines.count("rank 1 | rank 1 is harmed") == 1  # of the one that left no traceback
+    assert lines.count("ArithmeticError: the loss is not a number") == 1
+    assert lines.count("Traceback (most recent call last):") == 1
+
+
+@pytest.mark.parametrize("processes_", ["1", pytest.param("2", marks=pytest.mark.distributed)])
+def test_a_supervised_run_that_is_told_to_stop_saves_and_is_not_relaunched(
+    processes_: str, folder: Path
+) -> None:
+    words = ["--steps", "100000", "--pause", "0.01", "--supervise"]
+    run = monro(folder, "--processes", processes_, *words)
+    _wait_for_a_step(folder)
+    run.send_signal(signal.SIGTERM)
+    _, err = run.communicate(timeout=100)
+    assert run.returncode == 143, err
+    assert "relaunch" not in err
+    last = figures(folder)[-1][0]
+    assert (folder / "out" / "checkpoints" / f"step-{int(last):08}" / "COMPLETE").exists()
+    assert _runs_in(folder) == []
+
+
+def test_sigterm_between_two_launches_ends_the_run(folder: Path) -> None:
+    run = monro(folder, "--fail", "exit", "--at", "1", "--supervise")
+    assert run.stderr is not None
+    while "relaunch 1" not in run.stderr.readline():
+        assert run.poll() is None
+    run.send_signal(signal.SIGTERM)
+    out, err = run.communicate(timeout=100)
+    assert (run.returncode, out, err) == (143, "", "")
+
+
+def test_one_supervised_process_dies_with_its_launcher_and_is_replaced_when_it_dies(
+    folder: Path,
+) -> None:
+    run = monro(folder, "--steps", "100000", "--pause", "0.01", "--save_every", "1", "--supervise")
+    _wait_for_a_step(folder)
+    (child,) = set(_runs_in(folder)) - {run.pid}
+    os.kill(child, signal.SIGKILL)
+    end = time.monotonic() + 60
+    while not set(_runs_in(folder)) - {run.pid, child}:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    run.kill()
+    _, err = run.communicate()
+    assert "monro: rank 0 was killed by SIGKILL" in err
     while _runs_in(folder):
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -1,0 +1,98 @@
+"""Why workers failed: the rank that failed first, and not the peers that lost it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["CRASH", "LOGS", "USAGE", "explain", "first_rank"]
+
+USAGE = "usage"  # usage-RANK holds a line
+CRASH = "crash"  # crash-RANK holds a traceback
+LOGS = "logs"  # torchrun's folder: LOGS/RUN/attempt_0/RANK/stderr.log
+_SHOWN = 10  # lines of stderr
+
+
+def first_rank(codes: Mapping[int, int], crashes: Mapping[int, float]) -> int:
+    """Return the rank whose end is the cause of all the others.
+
+    Signals nobody asked for come before an exit without a traceback, and that before tracebacks,
+    of which the oldest counts: a peer that loses its connection raises, or aborts. Last come the
+    signals that a launcher sends.
+
+    Args:
+        codes: The exit code of each rank that failed; -N for signal N.
+        crashes: The time of each rank's traceback.
+
+    >>> first_rank({0: 1, 1: -9}, {0: 5.0})
+    1
+    >>> first_rank({0: 1, 1: 7}, {0: 5.0})
+    1
+    >>> first_rank({0: 1, 1: 1}, {0: 6.0, 1: 5.0})
+    1
+    """
+
+    def order(rank: int) -> tuple[int, float, int]:
+        code = codes[rank]
+        if code < 0:
+            place = {-signal.SIGABRT: 3, -signal.SIGTERM: 5}.get(code, 0)
+        elif code > 128:  # a signal that was asked for
+            place = 4
+        else:
+            place = 2 if rank in crashes else 1
+        return place, crashes.get(rank, 0.0), rank
+
+    return min(codes, key=order)
+
+
+def explain(codes: Mapping[int, int], folder: Path, advice: str) -> int:
+    """Say on stderr why the workers failed; return the exit code.
+
+    Args:
+        codes: The exit code of each rank that failed; -N for signal N.
+        folder: Where the workers have left their errors and their stderr.
+        advice: What is said of a worker that was killed.
+    """
+    usage = sorted(folder.glob(f"{USAGE}-*"))
+    if usage:
+        _say(usage[0].read_text(encoding="utf-8"))
+        return 2
+    crashes = {int(p.name.partition("-")[2]): p for p in folder.glob(f"{CRASH}-*")}
+    rank = first_rank(codes, {r: path.stat().st_mtime for r, path in crashes.items()})
+    code = codes[rank]
+    if code > 128:
+        return code
+    if code > 0 and rank in crashes:
+        print(crashes[rank].read_text(encoding="utf-8"), end="", file=sys.stderr)
+    else:
+        for line in _last_lines(folder, rank):
+            print(f"rank {rank} | {line}", file=sys.stderr)
+    if code < 0:
+        hint = ": is there enough memory?" if code == -signal.SIGKILL else "."
+        _say(f"rank {rank} was killed by {_name(-code)}{hint} {advice}".rstrip())
+        return 1
+    _say(f"rank {rank} ended with exit code {code}")
+    return code
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def _last_lines(folder: Path, rank: int) -> list[str]:
+    """Return the end of a rank's stderr; nothing if it went to a terminal."""
+    lines: deque[str] = deque(maxlen=_SHOWN)
+    for path in sorted(folder.glob(f"{LOGS}/*/attempt_*/{rank}/stderr.log")):
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines.extend(line.rstrip() for line in file)
+    return list(lines)
+
+
+def _say(line: str) -> None:
+    print(f"monro: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,123 @@
+"""``monro run --supervise``: after a fault, begin again at the last complete checkpoint."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import processes
+
+__all__ = ["RELAUNCHES", "back_off", "relaunch", "saved", "supervise", "words_of_launch"]
+
+RELAUNCHES = 3
+_LONGEST_WAIT = 60.0  # seconds
+
+
+def relaunch(code: int, *, used: int, limit: int, progressed: bool) -> int | None:
+    """Return which relaunch in a row now follows, from 1; None if none does.
+
+    None follows success, what the user has to mend (2) and a signal that was asked for (above 128),
+    nor more than ``limit`` without a new checkpoint between them.
+
+    Args:
+        code: The exit code of the launch that has ended.
+        used: Relaunches before it since the last progress.
+        limit: The most relaunches without progress.
+        progressed: Whether that launch has left a new checkpoint.
+
+    >>> relaunch(1, used=2, limit=3, progressed=False)
+    3
+    >>> relaunch(1, used=3, limit=3, progressed=False) is None
+    True
+    >>> relaunch(1, used=3, limit=3, progressed=True)
+    1
+    """
+    if code in (0, 2) or code > 128:
+        return None
+    number = 1 if progressed else used + 1
+    return number if number <= limit else None
+
+
+def back_off(number: int) -> float:
+    """Return the seconds to wait before relaunch ``number`` in a row: 1, 2, 4, ..., at most 60.
+
+    >>> [back_off(number) for number in (1, 2, 3, 6, 7, 5000)]
+    [1.0, 2.0, 4.0, 32.0, 60.0, 60.0]
+    """
+    return float(min(_LONGEST_WAIT, 2 ** (number - 1)))
+
+
+def words_of_launch(words: Sequence[str], *, again: bool) -> list[str]:
+    """Return the arguments of one launch: those of the supervised run without its own flags.
+
+    Args:
+        words: The arguments as they came.
+        again: Whether an earlier launch has begun the run; what it left is then gone on with.
+
+    >>> given = ["sft", "--supervise", "--relaunches", "5", "--overwrite", "--steps=3"]
+    >>> words_of_launch(given, again=False)
+    ['sft', '--overwrite', '--steps=3']
+    >>> words_of_launch(given, again=True)
+    ['sft', '--steps=3', '--resume']
+    """
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--relaunches":
+            next(rest)
+        elif word.startswith("--relaunches=") or word == "--supervise":
+            continue
+        elif not (again and word in ("--overwrite", "--resume")):
+            kept.append(word)
+    return [*kept, "--resume"] if again else kept
+
+
+def saved(output: Path) -> dict[Path, int]:
+    """Return the complete checkpoints of a run and its stages, and when each was made, in ns."""
+    from launch.checkpoint import MARKER
+
+    found = {}
+    for marker in output.glob(f"**/checkpoints/*/{MARKER}"):
+        try:
+            found[marker.parent] = marker.stat().st_mtime_ns
+        except OSError:  # removed in the meantime
+            continue
+    return found
+
+
+def supervise(words: Sequence[str], count: int, output: Path, limit: int) -> int:
+    """Launch ``monro run`` with these arguments until it ends without a fault.
+
+    Args:
+        words: The arguments after ``run``, as they came.
+        count: The number of processes.
+        output: The run folder.
+        limit: The most relaunches in a row without a new checkpoint between them.
+
+    Returns:
+        The exit code of the last launch.
+    """
+    used, again = 0, False
+    before = saved(output)
+    while True:
+        code = processes.start(
+            ["run", *words_of_launch(words, again=again)], count, advice="", alone=count == 1
+        )
+        now = saved(output)
+        progressed = bool(now.items() - before.items())
+        number = relaunch(code, used=used, limit=limit, progressed=progressed)
+        if number is None:
+            if code not in (0, 2) and code <= 128:
+                _say(f"not relaunched: --relaunches {limit} without a new checkpoint are used up")
+            return code
+        newest = max(now, key=now.__getitem__).name if now else "the start"
+        seconds = back_off(number)
+        _say(f"relaunch {number} of {limit} from {newest} in {seconds:g} s")
+        time.sleep(seconds)
+        used, again, before = number, True, now
+
+
+def _say(line: str) -> None:
+    print(f"monro: {line}", file=sys.stderr, flush=True)
