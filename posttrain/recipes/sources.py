@@ -33,6 +33,9 @@ __all__ = [
     "Pretrained",
     "RawLines",
     "WorkedSums",
+    "check_heldout",
+    "check_share",
+    "heldout_lines",
     "parse_documents",
     "parse_model",
     "parse_pairs",
@@ -215,21 +218,14 @@ class PairFile:
     """Share of the lines, the last ones, that is judged by and not learnt from."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.heldout_share < 1:
-            raise ValueError(
-                f"heldout_share={self.heldout_share}: give a share of 0 or more and less than 1"
-            )
+        check_share(self.heldout_share)
 
     def check(self) -> None:
         """Read the whole file, so that a line that does not parse is named before any work."""
         if not self.path:
             raise UsageError("no data is given: add --data FILE.jsonl")
         lines = len(load_preferences(self.path))
-        if self.heldout_share and not self._heldout(lines):
-            raise UsageError(
-                f"heldout_share={self.heldout_share} of the {lines} lines of {self.path} is no "
-                "line: nothing would be judged; give a larger share, or 0 to hold none out"
-            )
+        check_heldout(self.path, lines, self.heldout_share)
 
     def texts(self, count: int) -> list[str]:
         """Return the contents of the first chats."""
@@ -239,15 +235,36 @@ class PairFile:
     def pairs(self, lm: LanguageModel, count: int, seed: int) -> Sequence[Pair]:
         """Return each line under the model's chat template, but for those held out."""
         found = load_preferences(self.path)
-        return encode_pairs(lm.tokenizer, found[: len(found) - self._heldout(len(found))])
+        return encode_pairs(
+            lm.tokenizer, found[: len(found) - heldout_lines(len(found), self.heldout_share)]
+        )
 
     def heldout(self, lm: LanguageModel) -> Sequence[Pair]:
         """Return the last lines."""
         found = load_preferences(self.path)
-        return encode_pairs(lm.tokenizer, found[len(found) - self._heldout(len(found)) :])
+        return encode_pairs(
+            lm.tokenizer, found[len(found) - heldout_lines(len(found), self.heldout_share) :]
+        )
 
-    def _heldout(self, lines: int) -> int:
-        return min(lines - 1, round(self.heldout_share * lines))
+
+def check_share(share: float) -> None:
+    """Refuse a share of the lines that cannot be held out."""
+    if not 0 <= share < 1:
+        raise ValueError(f"heldout_share={share}: give a share of 0 or more and less than 1")
+
+
+def heldout_lines(lines: int, share: float) -> int:
+    """Return how many lines of a file are held out: its last ones, and never all."""
+    return min(lines - 1, round(share * lines))
+
+
+def check_heldout(path: str, lines: int, share: float) -> None:
+    """Raise UsageError if a share is to be held out that is no line of the file."""
+    if share and not heldout_lines(lines, share):
+        raise UsageError(
+            f"heldout_share={share} of the {lines} lines of {path} is no line: nothing would be "
+            "judged; give a larger share, or 0 to hold none out"
+        )
 
 
 def worked_texts(task: Task, count: int) -> list[str]:

@@ -12,7 +12,7 @@ from launch.runtime import Runtime
 from posttrain.data.step_labels import StepDocument, encode_solutions, load_solutions
 from posttrain.data.tasks.base import Prompt, Task
 from posttrain.models import LanguageModel
-from posttrain.recipes.sources import worked_texts
+from posttrain.recipes.sources import check_heldout, check_share, heldout_lines, worked_texts
 from posttrain.recipes.worked import response
 from posttrain.rewards.answer import extract_answer
 from posttrain.rollout import Engine, Sampling
@@ -58,21 +58,14 @@ class StepFile:
     """Share of the lines, the last ones, that is judged by and not learnt from."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.heldout_share < 1:
-            raise ValueError(
-                f"heldout_share={self.heldout_share}: give a share of 0 or more and less than 1"
-            )
+        check_share(self.heldout_share)
 
     def check(self) -> None:
         """Read the whole file, so that a line that does not parse is named before any work."""
         if not self.path:
             raise UsageError("no data is given: add --data FILE.jsonl")
         lines = len(load_solutions(self.path))
-        if self.heldout_share and not self._heldout(lines):
-            raise UsageError(
-                f"heldout_share={self.heldout_share} of the {lines} lines of {self.path} is no "
-                "line: nothing would be judged; give a larger share, or 0 to hold none out"
-            )
+        check_heldout(self.path, lines, self.heldout_share)
 
     def texts(self, count: int) -> list[str]:
         """Return the first prompts with their solutions."""
@@ -82,11 +75,8 @@ class StepFile:
     def steps(self, lm: LanguageModel, run: Runtime, seed: int) -> Steps:
         """Return the file's steps, the last lines held out."""
         found = encode_solutions(lm.tokenizer, load_solutions(self.path), lm.stop_tokens[0])
-        kept = len(found) - self._heldout(len(found))
+        kept = len(found) - heldout_lines(len(found), self.heldout_share)
         return Steps(found[:kept], found[kept:])
-
-    def _heldout(self, lines: int) -> int:
-        return min(lines - 1, round(self.heldout_share * lines))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
