@@ -98,33 +98,8 @@ class Engine:
         return reason is None
 
     def _prompts(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Tensor]:
-        """Return the prompts as tensors, or raise ValueError for what cannot be continued."""
-        rows = [row.tolist() if isinstance(row, Tensor) else list(row) for row in prompts]
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        most = most_positions(self.model.config)
-        for p, row in enumerate(rows):
-            if not row:
-                raise ValueError(
-                    f"prompt {p} is empty: the model continues at least one token; begin with the "
-                    "tokenizer's bos token"
-                )
-            if most is not None and len(row) + max_tokens > most:
-                raise ValueError(
-                    f"prompt {p} has {len(row)} tokens; with max_tokens={max_tokens} that is "
-                    f"beyond the model's {most} positions: shorten the prompt or max_tokens"
-                )
-        flat = torch.tensor(list(chain.from_iterable(rows)) or [0])
-        if flat.dtype != torch.int64 or flat.dim() != 1:
-            raise ValueError(f"prompts hold {flat.dtype} values, expected integer token ids")
-        wrong = ((flat < 0) | (flat >= vocabulary)).nonzero().view(-1)
-        if len(wrong):
-            ends = list(accumulate(len(row) for row in rows))
-            raise ValueError(
-                f"prompt {bisect_right(ends, int(wrong[0]))} has token {int(flat[wrong[0]])}, but "
-                f"the model's ids go from 0 to {vocabulary - 1}: was it encoded with another "
-                "tokenizer?"
-            )
-        return list(flat.split([len(row) for row in rows])) if rows else []
+        return _as_rows(prompts, max_tokens, vocabulary, most_positions(self.model.config))
 
     def _sessions(
         self, rows: Sequence[Tensor], group_size: int, max_tokens: int, decodable: bool
@@ -138,6 +113,36 @@ class Engine:
         else:
             for turn in _equally_long(rows):
                 yield Portable(self.model, [rows[p] for p in turn], group_size, max_tokens), turn
+
+
+def _as_rows(
+    prompts: Sequence[Sequence[int]], max_tokens: int, vocabulary: int, most: int | None
+) -> list[Tensor]:
+    """Return the prompts as tensors, or raise ValueError for what cannot be continued."""
+    rows = [row.tolist() if isinstance(row, Tensor) else list(row) for row in prompts]
+    for p, row in enumerate(rows):
+        if not row:
+            raise ValueError(
+                f"prompt {p} is empty: the model continues at least one token; begin with the "
+                "tokenizer's bos token"
+            )
+        if most is not None and len(row) + max_tokens > most:
+            raise ValueError(
+                f"prompt {p} has {len(row)} tokens; with max_tokens={max_tokens} that is "
+                f"beyond the model's {most} positions: shorten the prompt or max_tokens"
+            )
+    flat = torch.tensor(list(chain.from_iterable(rows)) or [0])
+    if flat.dtype != torch.int64 or flat.dim() != 1:
+        raise ValueError(f"prompts hold {flat.dtype} values, expected integer token ids")
+    wrong = ((flat < 0) | (flat >= vocabulary)).nonzero().view(-1)
+    if len(wrong):
+        ends = list(accumulate(len(row) for row in rows))
+        raise ValueError(
+            f"prompt {bisect_right(ends, int(wrong[0]))} has token {int(flat[wrong[0]])}, but "
+            f"the model's ids go from 0 to {vocabulary - 1}: was it encoded with another "
+            "tokenizer?"
+        )
+    return list(flat.split([len(row) for row in rows])) if rows else []
 
 
 def _group_size(group_size: int) -> int:
