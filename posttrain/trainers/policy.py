@@ -26,6 +26,7 @@ from posttrain.objectives.mismatch import Mismatch
 from posttrain.rewards import Reward
 from posttrain.rollout import Engine, RolloutBatch, Sampling
 from posttrain.rollout.tool_engine import ToolEngine
+from posttrain.rollout.vllm_engine import VLLM, VLLMEngine
 from posttrain.tools import ToolUse
 from posttrain.trainers.advantages import (
     Advantages,
@@ -81,6 +82,9 @@ class GRPOConfig:
     """The model's own stop tokens are used where none are given."""
     tools: ToolUse | None = None
     """A tool that completions may call, its output being part of them but not trained on."""
+    rollouts: VLLM | None = None
+    """Servers that draw the completions, and are given the policy before each rollout; None draws
+    them with the trainer's own parameters."""
     optimizer: OptimizerConfig = field(default_factory=lambda: AdamW(learning_rate=1e-6))
     schedule: Schedule = field(default_factory=lambda: Cosine(warmup=10, final=0.1))
     max_tokens_after: Mapping[int, int] = field(default_factory=dict)
@@ -141,6 +145,12 @@ class GRPOConfig:
                 "sampling.temperature=0: greedy completions of a prompt are all the same, so "
                 "no group has a spread to learn from; use 1.0"
             )
+        if self.rollouts is not None and self.sampling.temperature != 1:
+            raise ValueError(
+                f"sampling.temperature={self.sampling.temperature}: a server gives the untempered "
+                "log-probs, which at another temperature than 1 are not those of the policy that "
+                "drew; use 1.0, or rollouts: null"
+            )
         if not self.allow_off_policy_sampling:
             check_uncut(self.sampling)
 
@@ -192,7 +202,8 @@ def train_grpo(
     keep_architecture(lm.model, lm.tokenizer, run)
     optimizer = cfg.optimizer.build(lm.model)
     model, optimizer = run.prepare(lm.model, optimizer)
-    engine = sampler(cfg, lm)
+    servers = None if cfg.rollouts is None else VLLMEngine(cfg.rollouts, lm, run)
+    engine = sampler(cfg, lm, servers)
     collector = Collector(cfg, engine, lm, prompts, stopping(cfg.sampling, lm), reward, run)
     parts = Minibatches(cfg, run)
     flat_groups = FlatGroups(rounds=cfg.dynamic_sampling.rounds if cfg.dynamic_sampling else 0)
@@ -212,6 +223,9 @@ def train_grpo(
         figures: dict[str, Metric] = {}
         found = None
         if parts.are_due(step):
+            if servers is not None:
+                with run.phase("push"):
+                    servers.push(step - 1)
             longest = max_tokens(cfg, step)
             found = collector.collect(step, serves=cfg.minibatches, max_tokens=longest)
             parts.fill(as_trained(cfg, found, lm.model, reference, run), step)
@@ -232,6 +246,8 @@ def train_grpo(
         ends = cfg.probe_every > 0 and step in (1, cfg.steps)
         if probe is not None and (ends or run.due(step, cfg.probe_every)):
             with run.phase("probe"):
+                if servers is not None:
+                    servers.push(step)
                 figures |= probe(step, engine)
         logged = run.log(step, figures)
         if found is not None:
@@ -240,9 +256,9 @@ def train_grpo(
             run.samples(step, sample_rows(found.samples[: cfg.group_size], found.scores))
 
 
-def sampler(cfg: GRPOConfig, lm: LanguageModel) -> Generates:
-    """Return what draws completions, with tools or without."""
-    engine = Engine(lm.model)
+def sampler(cfg: GRPOConfig, lm: LanguageModel, servers: Generates | None = None) -> Generates:
+    """Return what draws completions, with tools or without; on servers if they are given."""
+    engine = Engine(lm.model) if servers is None else servers
     return engine if cfg.tools is None else ToolEngine(engine, lm, cfg.tools)
 
 
