@@ -13,19 +13,16 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from launch.child import SET_DEATH_SIGNAL, run_child
 from launch.errors import UsageError
 from launch.faults import CRASH, LOGS, USAGE, explain
-
-if TYPE_CHECKING:
-    from types import FrameType
+from launch.signals import STOP
 
 __all__ = [
     "check_devices",
@@ -41,7 +38,7 @@ PARENT = "MONRO_PARENT"
 ERRORS = "MONRO_ERRORS"
 _CONFIG = Path(__file__).parent / "configs" / "processes.yaml"
 _GRACE = 30  # seconds that a worker has to finish its step and to save
-_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
+_HANDED_ON = (*STOP, signal.SIGHUP, signal.SIGQUIT)  # by torchrun, to the workers
 
 
 def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
@@ -102,7 +99,7 @@ def die_with_parent() -> None:
     parent = os.environ.pop(PARENT, None)
     if not sys.platform.startswith("linux") or not (parent or "TORCHELASTIC_RUN_ID" in os.environ):
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+    ctypes.CDLL(None, use_errno=True).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
     if parent is not None and os.getppid() != int(parent):  # it died before the call
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -172,8 +169,8 @@ def _gpus() -> int:
 def start(arguments: Sequence[str], count: int, *, advice: str, alone: bool = False) -> int:
     """Run ``monro`` with these arguments in ``count`` processes; return the exit code.
 
-    SIGTERM and SIGINT are handed on to the workers, which finish their step and save; the exit code
-    is then 128 + signal. If a worker fails, the others are ended, and one line says why.
+    SIGTERM, SIGINT and SIGUSR1 are handed on to the workers, which finish their step and save; the
+    exit code is then 128 + signal. If a worker fails, the others are ended, and one line says why.
 
     Args:
         arguments: Of ``monro``.
@@ -206,6 +203,7 @@ def _several(arguments: Sequence[str], count: int, folder: Path) -> int | dict[i
     launcher = launch_command_parser().parse_args([*options, "-m", "launch", *arguments])
     launcher.log_dir = str(folder / LOGS)
     launcher.shutdown_timeout = _GRACE
+    launcher.signals_to_handle = ",".join(number.name for number in _HANDED_ON)
     try:
         with _environment(folder), _quiet_launcher():
             launch_command(launcher)
@@ -224,24 +222,10 @@ def _several(arguments: Sequence[str], count: int, folder: Path) -> int | dict[i
 
 def _one(arguments: Sequence[str]) -> int | dict[int, int]:
     """Run one process that hears the same signals; return its exit code, a fault by its rank."""
-    received: list[int] = []
-    child: subprocess.Popen[bytes] | None = None
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if child is not None:
-            child.send_signal(number)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, hand_on)
     environment = {**os.environ, PARENT: str(os.getpid())}
-    child = subprocess.Popen([sys.executable, "-m", "launch", *arguments], env=environment)
-    if received:  # while it was being started
-        child.send_signal(received[0])
-    code = child.wait()
-    if code < 0 and received:
-        return 128 + received[0]
+    code, heard = run_child([sys.executable, "-m", "launch", *arguments], environment)
+    if code < 0 and heard:
+        return 128 + heard
     return code if code == 0 or code == 2 or code > 128 else {0: code}
 
 
@@ -251,8 +235,7 @@ def _handlers_kept() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in _HANDED_ON}
     try:
         yield
     finally:

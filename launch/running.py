@@ -20,6 +20,7 @@ from launch.errors import UsageError
 from launch.folder import check_claim
 from launch.recipe import Job, Recipe
 from launch.scalars import FlagText, convert_scalar
+from launch.signals import STOP
 from launch.supervise import RELAUNCHES, supervise
 
 __all__ = [
@@ -195,11 +196,19 @@ def _asked_processes(text: str | None) -> int | None:
 
 @contextlib.contextmanager
 def as_program() -> Iterator[None]:
-    """Set the process up for a run: libraries' noise off, warnings in one line, SIGTERM as exit."""
+    """Set the process up for a run: libraries' noise off, warnings in one line, signals as exits.
+
+    Ctrl-C stays an exception of its own; the other signals that tell a run to stop end it with 128
+    + signal wherever it is. Within the steps, ``HeldSignals`` takes their place.
+    """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
+    before = {
+        number: signal.signal(number, _terminate)
+        for number in STOP
+        if in_main_thread and number != signal.SIGINT
+    }
     with warnings.catch_warnings():
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category, module=rf"({_NOISY})(\.|$)")
@@ -207,8 +216,8 @@ def as_program() -> Iterator[None]:
         try:
             yield
         finally:
-            if in_main_thread:
-                signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

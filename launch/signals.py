@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, held back until the step is finished and saved."""
+"""What tells a run to stop, held back until the step is finished and saved."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import threading
 import time
 from types import FrameType, TracebackType
 
-__all__ = ["HeldSignals"]
+__all__ = ["STOP", "HeldSignals"]
 
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""The signals that end a run after its step: SIGUSR1 is what Slurm is told to warn with."""
 _PATIENCE = 1.0  # seconds; launchers deliver one Ctrl-C twice, a person takes longer
 
 
 class HeldSignals:
-    """Inside the block, the first SIGTERM or SIGINT is remembered in ``received``.
+    """Inside the block, the first signal of ``STOP`` is remembered in ``received``.
 
     A second Ctrl-C, a second or more after the first, stops at once. Outside the main thread, where
     Python takes no handlers, and when ``active`` is False, the signals act as they always do.
@@ -28,7 +30,7 @@ class HeldSignals:
 
     def __enter__(self) -> HeldSignals:
         if self._active:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in STOP:
                 self._before[number] = signal.signal(number, self._receive)
         return self
 

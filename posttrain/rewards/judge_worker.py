@@ -209,7 +209,7 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in 0, 1, 2:  # libraries may print; only verdicts may travel
         os.dup2(nothing, standard)
-    for number in signal.SIGINT, signal.SIGTERM:  # it ends with its parent, not before
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGUSR1:  # it ends with its parent
         signal.signal(number, signal.SIG_IGN)
     setup = frames.read_frame(requests)
     if setup is None:

@@ -331,7 +331,7 @@ def main() -> None:
     nothing = _nothing()
     for standard in 0, 1, 2:
         os.dup2(nothing, standard)
-    for number in signal.SIGINT, signal.SIGTERM:  # it ends with its parent, not before
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGUSR1:  # it ends with its parent
         signal.signal(number, signal.SIG_IGN)
     setup = frames.read_frame(requests)
     if setup is None:

@@ -339,7 +339,7 @@ def test_a_killed_worker_is_named_and_ends_the_run(folder: Path) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_the_parent_saves_and_ends_all(folder: Path, number: signal.Signals) -> None:
     run = monro(folder, "--processes", "2", "--steps", "100000", "--pause", "0.01")
     _wait_for_a_step(folder)
@@ -402,14 +402,15 @@ def test_a_supervised_run_that_is_told_to_stop_saves_and_is_not_relaunched(
     assert _runs_in(folder) == []
 
 
-def test_sigterm_between_two_launches_ends_the_run(folder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_between_two_launches_ends_the_run(folder: Path, number: signal.Signals) -> None:
     run = monro(folder, "--fail", "exit", "--at", "1", "--supervise")
     assert run.stderr is not None
     while "relaunch 1" not in run.stderr.readline():
         assert run.poll() is None
-    run.send_signal(signal.SIGTERM)
+    run.send_signal(number)
     out, err = run.communicate(timeout=100)
-    assert (run.returncode, out, err) == (143, "", "")
+    assert (run.returncode, out, err) == (128 + number, "", "")
 
 
 def test_one_supervised_process_dies_with_its_launcher_and_is_replaced_when_it_dies(

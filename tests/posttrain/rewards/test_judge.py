@@ -78,6 +78,16 @@ def test_a_request_that_kills_its_child_is_a_crash_and_the_next_is_judged(judge:
     assert judge([EASY], seconds=5) == [Verdict.EQUAL]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_for_the_run_leave_its_judge_working(judge: Judge, number: signal.Signals) -> None:
+    assert judge([EASY], seconds=5) == [Verdict.EQUAL]
+    asked = supervisor(judge)
+    for process in (asked, *children(asked)):  # Slurm signals every process of a step
+        os.kill(process, number)
+    assert judge([EASY], seconds=5) == [Verdict.EQUAL]
+    assert supervisor(judge) == asked
+
+
 def test_a_killed_supervisor_is_replaced(judge: Judge) -> None:
     os.kill(supervisor(judge), signal.SIGKILL)
     assert judge([EASY, EASY], seconds=5) == [Verdict.EQUAL, Verdict.EQUAL]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -275,6 +276,23 @@ def test_killed_interpreter_is_started_again(sandbox: Sandbox) -> None:
     os.kill(old, 9)
     assert is_well(sandbox)
     assert sandbox._worker.pid != old
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_for_the_run_do_not_end_its_interpreter(
+    sandbox: Sandbox, number: signal.Signals
+) -> None:
+    assert is_well(sandbox)
+    assert sandbox._worker is not None
+    before = sandbox._worker.pid
+    os.kill(before, number)
+    assert is_well(sandbox)
+    assert sandbox._worker.pid == before
+
+
+def test_warning_of_the_scheduler_does_not_end_a_program(sandbox: Sandbox) -> None:
+    source = "import os, signal\nos.kill(os.getpid(), signal.SIGUSR1)\nprint('on')"
+    assert run(sandbox, source).output == "on\n"
 
 
 def test_program_that_kills_what_it_can_costs_itself_alone(sandbox: Sandbox) -> None:
