@@ -25,8 +25,12 @@ from launch.faults import CRASH, LOGS, USAGE, explain
 from launch.signals import STOP
 
 __all__ = [
+    "HANDED_ON",
     "check_devices",
+    "check_machine",
+    "check_shared_memory",
     "die_with_parent",
+    "gpus",
     "is_worker",
     "launched_processes",
     "leave",
@@ -37,8 +41,10 @@ __all__ = [
 PARENT = "MONRO_PARENT"
 ERRORS = "MONRO_ERRORS"
 _CONFIG = Path(__file__).parent / "configs" / "processes.yaml"
+_SHARED = 64 << 20  # bytes of shared memory for each process with a GPU
 _GRACE = 30  # seconds that a worker has to finish its step and to save
-_HANDED_ON = (*STOP, signal.SIGHUP, signal.SIGQUIT)  # by torchrun, to the workers
+HANDED_ON = (*STOP, signal.SIGHUP, signal.SIGQUIT)
+"""The signals that torchrun hands on to the workers."""
 
 
 def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
@@ -146,19 +152,61 @@ def check_devices(count: int) -> None:
     """Raise if ``count`` processes cannot each have a device.
 
     Raises:
-        UsageError: ``count`` is less than 1, or there are GPUs but fewer than that.
+        UsageError: ``count`` is less than 1, or there are GPUs but fewer than that, or too little
+            shared memory for them.
     """
     if count < 1:
         raise UsageError(f"--processes {count}: give at least 1")
-    gpus = _gpus()
-    if 0 < gpus < count:
+    found = gpus()
+    if 0 < found < count:
         raise UsageError(
-            f"--processes {count}: this machine has {gpus} GPU{'s' * (gpus > 1)}, and each process "
-            "needs its own; ACCELERATE_USE_CPU=true runs them on the CPU"
+            f"--processes {count}: this machine has {found} GPU{'s' * (found > 1)}, and each "
+            "process needs its own; ACCELERATE_USE_CPU=true runs them on the CPU"
+        )
+    check_shared_memory(count)
+
+
+def check_shared_memory(count: int, free: int | None = None) -> None:
+    """Raise if ``count`` processes with GPUs cannot exchange gradients through shared memory.
+
+    NCCL keeps buffers in /dev/shm where GPUs have no other way to each other, and dies of a bus
+    error when they do not fit. A container has 64 MiB unless it is given more.
+
+    Args:
+        count: Of processes on this machine.
+        free: Bytes of shared memory; by default what /dev/shm has.
+
+    Raises:
+        UsageError: It has less than 64 MiB for each process.
+
+    >>> check_shared_memory(8, 2**30)
+    """
+    if count < 2 or gpus() == 0 or os.environ.get("NCCL_SHM_DISABLE") == "1":
+        return
+    if free is None:
+        folder = Path("/dev/shm")
+        if not folder.is_dir():
+            return
+        free = shutil.disk_usage(folder).free
+    if free < count * _SHARED:
+        raise UsageError(
+            f"too little shared memory: /dev/shm has {free >> 20} MiB free, and {count} processes "
+            f"with GPUs need {count * _SHARED >> 20} MiB, {_SHARED >> 20} each: give a container "
+            "more (docker run --shm-size=1g), or set NCCL_SHM_DISABLE=1, which is slower"
         )
 
 
-def _gpus() -> int:
+def check_machine(environment: Mapping[str, str] = os.environ) -> None:
+    """In the first worker of a machine, raise if its workers lack what they share.
+
+    One worker speaks for all of them, so that it is said once; its launcher ends the others.
+    """
+    if environment.get("LOCAL_RANK") == "0":
+        check_shared_memory(int(environment.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def gpus() -> int:
+    """Return how many GPUs this machine has for a run; 0 if it is told to use the CPU."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         return 0
     import torch
@@ -203,7 +251,7 @@ def _several(arguments: Sequence[str], count: int, folder: Path) -> int | dict[i
     launcher = launch_command_parser().parse_args([*options, "-m", "launch", *arguments])
     launcher.log_dir = str(folder / LOGS)
     launcher.shutdown_timeout = _GRACE
-    launcher.signals_to_handle = ",".join(number.name for number in _HANDED_ON)
+    launcher.signals_to_handle = ",".join(number.name for number in HANDED_ON)
     try:
         with _environment(folder), _quiet_launcher():
             launch_command(launcher)
@@ -235,7 +283,7 @@ def _handlers_kept() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in _HANDED_ON}
+    before = {number: signal.getsignal(number) for number in HANDED_ON}
     try:
         yield
     finally:
@@ -252,7 +300,7 @@ def _environment(folder: Path) -> Iterator[None]:
     os.environ[ERRORS] = str(folder)
     os.environ["TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"] = "${role_name}"  # which is empty
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if _gpus() == 0:
+    if gpus() == 0:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     try:
         yield

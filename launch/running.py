@@ -116,6 +116,8 @@ def _run(recipe: Recipe, parsed: Parsed) -> int:
             print(f"monro: {note}", file=sys.stderr)
     if asked is not None and asked > 1 and not worker:
         processes.check_devices(asked)
+    if worker:
+        processes.check_machine()
     if relaunches is not None and output is not None:
         return supervise(parsed.words, asked or 1, output, relaunches)
     if asked is not None and asked > 1 and not worker:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
@@ -14,7 +15,14 @@ from safetensors.torch import load_file
 from launch import processes
 from launch.errors import UsageError
 from launch.faults import explain
-from launch.processes import check_devices, is_worker, launched_processes, leave_error
+from launch.processes import (
+    check_devices,
+    check_machine,
+    check_shared_memory,
+    is_worker,
+    launched_processes,
+    leave_error,
+)
 
 WORKER = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no"}
@@ -44,12 +52,44 @@ def test_how_many_processes_a_launcher_was_asked_for(
 def test_processes_are_at_least_one_and_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="give at least 1"):
         check_devices(0)
-    monkeypatch.setattr(processes, "_gpus", lambda: 1)
+    monkeypatch.setattr(processes, "gpus", lambda: 1)
     check_devices(1)
     with pytest.raises(UsageError, match="has 1 GPU, and each process needs its own"):
         check_devices(2)
-    monkeypatch.setattr(processes, "_gpus", lambda: 0)
+    monkeypatch.setattr(processes, "gpus", lambda: 0)
     check_devices(2)
+
+
+def test_too_little_shared_memory_for_processes_with_gpus_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mebibyte = 2**20
+    monkeypatch.setattr(processes, "gpus", lambda: 8)
+    check_shared_memory(8, 512 * mebibyte)
+    check_shared_memory(1, 0)
+    said = "/dev/shm has 511 MiB free, and 8 processes with GPUs need 512 MiB, 64 each"
+    with pytest.raises(UsageError, match=said):
+        check_shared_memory(8, 512 * mebibyte - 1)
+    monkeypatch.setenv("NCCL_SHM_DISABLE", "1")
+    check_shared_memory(8, 0)
+    monkeypatch.delenv("NCCL_SHM_DISABLE")
+    monkeypatch.setattr(processes, "gpus", lambda: 0)
+    check_shared_memory(8, 0)
+
+
+def test_the_first_worker_of_a_machine_speaks_for_its_shared_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = SimpleNamespace(free=0)
+    monkeypatch.setattr(processes, "gpus", lambda: 8)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: full)
+    check_machine({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
+    check_machine({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"})
+    check_machine({})
+    with pytest.raises(UsageError, match="has 0 MiB free, and 2 processes with GPUs need 128 MiB"):
+        check_machine({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"})
+    with pytest.raises(UsageError, match="too little shared memory"):
+        check_devices(2)
 
 
 def test_an_error_is_left_for_the_parent_if_there_is_one(
