@@ -25,8 +25,6 @@ def run_child(
 ) -> tuple[int, int]:
     """Run a program, hand on to it the signals that tell a run to stop, and wait for its end.
 
-    Called in the main thread, it leaves its handlers of those signals installed.
-
     Args:
         argv: The program and its arguments.
         environment: All of its environment; by default this process's.
@@ -44,16 +42,21 @@ def run_child(
         if child is not None:
             child.send_signal(number)
 
+    before = {}
     if threading.current_thread() is threading.main_thread():
-        for number in STOP:
-            signal.signal(number, hand_on)
-    prepare = _end_with_parent if own_session and sys.platform == "linux" else None
-    child = subprocess.Popen(
-        argv, env=environment, start_new_session=own_session, preexec_fn=prepare
-    )
-    if heard:  # while it was being started
-        child.send_signal(heard[0])
-    return child.wait(), heard[0] if heard else 0
+        before = {number: signal.signal(number, hand_on) for number in STOP}
+    try:
+        prepare = _end_with_parent if own_session and sys.platform == "linux" else None
+        child = subprocess.Popen(
+            argv, env=environment, start_new_session=own_session, preexec_fn=prepare
+        )
+        if heard:  # while it was being started
+            child.send_signal(heard[0])
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code, heard[0] if heard else 0
 
 
 def _end_with_parent() -> None:

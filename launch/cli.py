@@ -1,4 +1,4 @@
-"""The command line: ``monro list | show | run | report | export | doctor``.
+"""The command line: ``monro list | show | run | launch | report | export | doctor``.
 
 A thin layer over recipes, configs and the runtime. Flags are the keys of a config joined by dots;
 ``launch.config`` converts them, as it does YAML. What a user can mend is said in one line, with
@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from launch import processes
+from launch.cluster import LAUNCH_OPTIONS, launch
 from launch.command_line import Option, Parsed, parse
 from launch.config import flags
 from launch.errors import UsageError
@@ -120,6 +121,13 @@ def _run(parsed: Parsed) -> int:
     return run_recipe(recipe, parsed)
 
 
+def _launch(parsed: Parsed) -> int:
+    recipe = find(parsed.positional[0])
+    if parsed.help:
+        return _recipe_help("launch", recipe, LAUNCH_OPTIONS)
+    return launch(recipe, parsed)
+
+
 def _report(parsed: Parsed) -> int:
     from launch.report import compare_reports
 
@@ -166,6 +174,9 @@ _COMMANDS = {
         "Print a recipe's complete config as YAML", _show, (_RECIPE,), (CONFIG_OPTION,)
     ),
     "run": _Command("Run a recipe; --a.b VALUE changes its config", _run, (_RECIPE,), RUN_OPTIONS),
+    "launch": _Command(
+        "Run a recipe on several machines, by Slurm or by hand", _launch, (_RECIPE,), LAUNCH_OPTIONS
+    ),
     "report": _Command(
         "Make the report of a run again, or of several beside each other",
         _report,

@@ -39,7 +39,8 @@ def parse(words: Sequence[str], options: Collection[Option]) -> Parsed:
     """Take a command line apart.
 
     Every flag but the command's own switches takes one value, ``--a.b value`` or ``--a.b=value``.
-    So a value may begin with a minus sign, and flags and arguments may stand in any order.
+    So a value may begin with a minus sign, and flags and arguments may stand in any order. In the
+    command's own flags ``-`` is as good as ``_``.
 
     Raises:
         UsageError: A flag is malformed or lacks its value.
@@ -48,6 +49,8 @@ def parse(words: Sequence[str], options: Collection[Option]) -> Parsed:
     >>> parsed = parse(["sft", "--loss.shift", "-1.5", "--resume", "--steps=3"], switches)
     >>> parsed.positional, parsed.options, parsed.changes
     (['sft'], {'resume': 'true'}, {'loss.shift': '-1.5', 'steps': '3'})
+    >>> parse(["--dry-run"], [Option("dry_run", "Print alone.")]).options
+    {'dry_run': 'true'}
     """
     own = {option.name: option for option in options}
     switches = [name for name, option in own.items() if not option.metavar]
@@ -64,6 +67,8 @@ def parse(words: Sequence[str], options: Collection[Option]) -> Parsed:
         name, equals, value = word[2:].partition("=")
         if not word.startswith("--") or not name:
             raise UsageError(f"unknown flag {word}: flags are --name value or --name=value")
+        if name.replace("-", "_") in own:
+            name = name.replace("-", "_")
         if name in switches:
             if equals:
                 raise UsageError(f"--{name} takes no value, but got {value!r}")

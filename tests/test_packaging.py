@@ -73,6 +73,7 @@ def test_wheel_has_the_packages_their_types_and_nothing_else(dist: Path) -> None
         assert f"{package}/py.typed" in names
         found = (ROOT / package).rglob("*.*")
         files = [path for path in found if "__pycache__" not in path.parts]
+        files += [path for path in (ROOT / package / "configs").rglob("*") if path.is_file()]
         assert {str(path.relative_to(ROOT)) for path in files} <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)

@@ -181,7 +181,10 @@ def test_help_and_list_import_nothing_heavy() -> None:
     ("words", "message"),
     [
         (["rnu"], "unknown command rnu; did you mean run?"),
-        (["xyz"], "unknown command xyz; the commands are list, show, run, report, export, doctor"),
+        (
+            ["xyz"],
+            "unknown command xyz; the commands are list, show, run, launch, report, export, doctor",
+        ),
         (["run"], "monro run needs a RECIPE: see monro run -h"),
         (["report"], "monro report needs a DIR: see monro report -h"),
         (["run", "r1-mni"], "unknown recipe r1-mni; did you mean r1-mini?"),
