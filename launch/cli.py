@@ -1,4 +1,4 @@
-"""The command line: ``monro list | show | run | launch | report | export | doctor``.
+"""The command line: ``monro list | show | run | launch | plan | report | export | doctor``.
 
 A thin layer over recipes, configs and the runtime. Flags are the keys of a config joined by dots;
 ``launch.config`` converts them, as it does YAML. What a user can mend is said in one line, with
@@ -21,6 +21,7 @@ from launch.cluster import LAUNCH_OPTIONS, launch
 from launch.command_line import Option, Parsed, parse
 from launch.config import flags
 from launch.errors import UsageError
+from launch.plan_devices import DEVICES
 from launch.recipe import Recipe, find, recipes
 from launch.running import CONFIG_OPTION, RUN_OPTIONS, complete_yaml, configured, run_recipe
 from launch.scalars import FlagText, convert_scalar
@@ -31,7 +32,13 @@ __all__ = ["main"]
 _SUMMARY = "From stochastic approximation to DeepSeek-R1, on one runtime."
 _RECIPE = Option("recipe", "A name that `monro list` shows, or package.module:function", "RECIPE")
 
-
+_PLAN_OPTIONS = (
+    CONFIG_OPTION,
+    Option("gpus", "Devices that share a step (default: 1)", "N"),
+    Option("memory", "Of each device, in GB of 1e9 bytes (default: 80)", "GB"),
+    Option("device", f"Its speed: {', '.join(DEVICES)} (default: h100)", "NAME"),
+    Option("json", "Print one JSON object: bytes and seconds"),
+)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
@@ -128,6 +135,15 @@ def _launch(parsed: Parsed) -> int:
     return launch(recipe, parsed)
 
 
+def _plan(parsed: Parsed) -> int:
+    from launch.plan_command import plan_recipe
+
+    recipe = find(parsed.positional[0])
+    if parsed.help:
+        return _recipe_help("plan", recipe, _PLAN_OPTIONS)
+    return plan_recipe(recipe, parsed)
+
+
 def _report(parsed: Parsed) -> int:
     from launch.report import compare_reports
 
@@ -176,6 +192,12 @@ _COMMANDS = {
     "run": _Command("Run a recipe; --a.b VALUE changes its config", _run, (_RECIPE,), RUN_OPTIONS),
     "launch": _Command(
         "Run a recipe on several machines, by Slurm or by hand", _launch, (_RECIPE,), LAUNCH_OPTIONS
+    ),
+    "plan": _Command(
+        "Say what a run takes of each device's memory, by strategy, before it is begun",
+        _plan,
+        (_RECIPE,),
+        _PLAN_OPTIONS,
     ),
     "report": _Command(
         "Make the report of a run again, or of several beside each other",

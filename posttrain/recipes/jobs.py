@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from launch.config import resumable, to_yaml
 from launch.errors import UsageError
+from launch.plan import Workload
 from launch.runtime import Runtime, RuntimeConfig
 from posttrain.adapters import (
     LoRA,
@@ -23,6 +24,7 @@ from posttrain.data.tasks import Prompt, Task, parse_task
 from posttrain.model_files import lacks_chat_template
 from posttrain.models import LanguageModel, save_model
 from posttrain.recipes.evaluator import Evaluator, heldout_probe
+from posttrain.recipes.planned_steps import grpo_workload, preference_workload, sft_workload
 from posttrain.recipes.replies import ReplyPairs
 from posttrain.recipes.sources import (
     ChatFile,
@@ -84,6 +86,10 @@ class SFTJob(SFTConfig):
         if isinstance(self.data, ChatFile):
             check_template(self.model, GIVE_TEMPLATE)
 
+    def workload(self, processes: int, device: str) -> Workload:
+        """Return what one process does in a step, for ``monro plan``."""
+        return sft_workload(self, processes, device)
+
     def run(self, run: Runtime) -> None:
         """Train and leave the model in the run folder."""
         lm = self.model.load(self.data.texts(2_000), self.seed)
@@ -141,6 +147,10 @@ class PreferenceJob(PreferenceConfig):
             self.lora.check_undropped("preference training")
         check_template(self.model, GIVE_TEMPLATE)
 
+    def workload(self, processes: int, device: str) -> Workload:
+        """Return what one process does in a step, for ``monro plan``."""
+        return preference_workload(self, processes, device)
+
     def run(self, run: Runtime) -> None:
         """Train and leave the model in the run folder."""
         lm = self.model.load(self.data.texts(2_000), self.seed)
@@ -196,6 +206,10 @@ class GRPOJob(GRPOConfig):
                 "set probe_every to 0, or give a task that does (--task.heldout_share .05 of a "
                 "JSONL file)"
             )
+
+    def workload(self, processes: int, device: str) -> Workload:
+        """Return what one process does in a step, for ``monro plan``."""
+        return grpo_workload(self, processes, device)
 
     def run(self, run: Runtime) -> None:
         """Train and leave the model in the run folder."""

@@ -9,12 +9,14 @@ from typing import ClassVar
 import torch
 
 from launch.config import resumable
+from launch.plan import Workload
 from launch.runtime import Runtime, RuntimeConfig
 from posttrain.architecture import keep_architecture
 from posttrain.eval.ranking import auc_with_interval
 from posttrain.models import LanguageModel, save_model
 from posttrain.process_reward_models import ProcessRewardModel, process_model
 from posttrain.recipes.jobs import GIVE_TEMPLATE, WarmUp, check_template
+from posttrain.recipes.planned_steps import reward_model_workload
 from posttrain.recipes.sources import (
     ModelSource,
     PairFile,
@@ -51,6 +53,10 @@ class RewardModelJob(RewardModelConfig):
         self.model.check()
         self.data.check()
         check_template(self.model, GIVE_TEMPLATE)
+
+    def workload(self, processes: int, device: str) -> Workload:
+        """Return what one process does in a step, for ``monro plan``."""
+        return reward_model_workload(self, processes, device)
 
     def run(self, run: Runtime) -> None:
         """Train and leave the reward model in the run folder."""

@@ -111,13 +111,15 @@ def steps(folder: str) -> list[int]:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in ("list", "show", "run", "report", "export", "doctor"):
+    for command in ("list", "show", "run", "launch", "plan", "report", "export", "doctor"):
         assert command in text
     assert main([]) == 0
     assert capsys.readouterr().out == text
 
 
-@pytest.mark.parametrize("command", ["list", "show", "run", "report", "export", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["list", "show", "run", "launch", "plan", "report", "export", "doctor"]
+)
 def test_each_command_has_a_page(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"usage: monro {command}" in capsys.readouterr().out
@@ -183,7 +185,8 @@ def test_help_and_list_import_nothing_heavy() -> None:
         (["rnu"], "unknown command rnu; did you mean run?"),
         (
             ["xyz"],
-            "unknown command xyz; the commands are list, show, run, launch, report, export, doctor",
+            "unknown command xyz; the commands are list, show, run, launch, plan, report, export, "
+            "doctor",
         ),
         (["run"], "monro run needs a RECIPE: see monro run -h"),
         (["report"], "monro report needs a DIR: see monro report -h"),
