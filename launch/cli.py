@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            print(f"monro: {error.strerror}: {error.filename or 'a file'}", file=sys.stderr)
+            line = f"{error.strerror}: {error.filename or 'a file'}"
+            if not processes.leave_error(line, usage=True):
+                print(f"monro: {line}", file=sys.stderr)
             return 2
         if not processes.leave_error(traceback.format_exc(), usage=False):
             raise
@@ -122,6 +124,7 @@ def _recipe_help(command: str, recipe: Recipe, options: Sequence[Option]) -> int
 
 
 def _run(parsed: Parsed) -> int:
+    processes.die_with_parent()  # before the imports of a recipe, which may take long
     recipe = find(parsed.positional[0])
     if parsed.help:
         return _recipe_help("run", recipe, RUN_OPTIONS)

@@ -16,8 +16,11 @@ import signal
 import sys
 import tempfile
 import threading
+import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from launch.child import SET_DEATH_SIGNAL, run_child
 from launch.errors import UsageError
@@ -29,6 +32,7 @@ __all__ = [
     "check_devices",
     "check_machine",
     "check_shared_memory",
+    "crash_noted",
     "die_with_parent",
     "gpus",
     "is_worker",
@@ -45,6 +49,7 @@ _SHARED = 64 << 20  # bytes of shared memory for each process with a GPU
 _GRACE = 30  # seconds that a worker has to finish its step and to save
 HANDED_ON = (*STOP, signal.SIGHUP, signal.SIGQUIT)
 """The signals that torchrun hands on to the workers."""
+_FAULT_GRACE = 5  # seconds that it has when another has failed: there is nothing left to save
 
 
 def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
@@ -123,12 +128,32 @@ def leave_error(message: str, *, usage: bool) -> bool:
     folder = os.environ.get(ERRORS)
     if folder is None or not is_worker():
         return False
-    name = f"{USAGE if usage else CRASH}-{os.environ['RANK']}"
+    path = Path(folder) / f"{USAGE if usage else CRASH}-{os.environ['RANK']}"
+    if path.exists():
+        return True
     try:
-        (Path(folder) / name).write_text(message, encoding="utf-8")
+        path.write_text(message, encoding="utf-8")
+        # Whose error came first is read from these times, so they are not those of a clock that
+        # somebody may set.
+        os.utime(path, (time.monotonic(),) * 2)
     except OSError:  # the parent is gone
         return False
     return True
+
+
+@contextlib.contextmanager
+def crash_noted() -> Iterator[None]:
+    """Leave a traceback for the parent as soon as it comes out of the block.
+
+    Before anything is closed, that is: the peers, which lose their connections by that, would
+    otherwise be the first to complain.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, UsageError):
+            leave_error(traceback.format_exc(), usage=False)
+        raise
 
 
 def leave(code: int) -> None:
@@ -253,19 +278,43 @@ def _several(arguments: Sequence[str], count: int, folder: Path) -> int | dict[i
     launcher.shutdown_timeout = _GRACE
     launcher.signals_to_handle = ",".join(number.name for number in HANDED_ON)
     try:
-        with _environment(folder), _quiet_launcher():
+        with _environment(folder), _quiet_launcher(), _short_fault_grace() as failed:
             launch_command(launcher)
     except SignalException as error:
         return 128 + int(error.sigval)
     except ChildFailedError as error:
-        began = min(failure.timestamp for failure in error.failures.values())
         # Who was killed at the end of the grace had only waited for the one that failed.
         return {
             rank: failure.exitcode
             for rank, failure in error.failures.items()
-            if failure.timestamp - began < _GRACE
+            if rank in failed or failure.exitcode != -signal.SIGKILL
         }
     return 0
+
+
+@contextlib.contextmanager
+def _short_fault_grace() -> Iterator[set[int]]:
+    """Have torchrun end the peers of a rank that failed soon, and note who failed before that.
+
+    By itself it gives them 30 s, as to those that were told to stop; and one that waits in a
+    rendezvous for the dead does not hear its signal.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+
+    failed: set[int] = set()
+    close = SubprocessContext.close
+
+    def soon(self: Any, death_sig: Any = None, timeout: int = _GRACE) -> None:  # noqa: ANN401
+        if death_sig is None:  # nobody has asked for it
+            failed.update(self._failures)
+            timeout = _FAULT_GRACE
+        close(self, death_sig, timeout)
+
+    SubprocessContext.close = soon  # type: ignore[method-assign]
+    try:
+        yield failed
+    finally:
+        SubprocessContext.close = close  # type: ignore[method-assign]
 
 
 def _one(arguments: Sequence[str]) -> int | dict[int, int]:

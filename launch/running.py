@@ -95,7 +95,6 @@ def run_recipe(recipe: Recipe, parsed: Parsed) -> int:
 
 def _run(recipe: Recipe, parsed: Parsed) -> int:
     worker = processes.is_worker()
-    processes.die_with_parent()
     asked = _asked_processes(parsed.options.get("processes"))
     job = configured(recipe, parsed)
     config_yaml, resumable = complete_yaml(recipe, job), resumable_keys(job)
@@ -137,7 +136,8 @@ def _run(recipe: Recipe, parsed: Parsed) -> int:
         resumable=resumable,
     ) as run:
         writes_report = output is not None and run.is_main
-        job.run(run)
+        with processes.crash_noted():
+            job.run(run)
     if writes_report and output is not None:
         from launch.report import write_report
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launch import processes
 
-__all__ = ["RELAUNCHES", "back_off", "relaunch", "saved", "supervise", "words_of_launch"]
+__all__ = [
+    "RELAUNCHES",
+    "back_off",
+    "begun",
+    "newest",
+    "relaunch",
+    "saved",
+    "supervise",
+    "words_of_launch",
+]
 
 RELAUNCHES = 3
 _LONGEST_WAIT = 60.0  # seconds
@@ -75,16 +84,44 @@ def words_of_launch(words: Sequence[str], *, again: bool) -> list[str]:
 
 
 def saved(output: Path) -> dict[Path, int]:
-    """Return the complete checkpoints of a run and its stages, and when each was made, in ns."""
+    """Return the complete checkpoints of a run and its stages, each with its marker's inode.
+
+    One that is written again under its name has another inode. What a clock says is not asked.
+    """
     from launch.checkpoint import MARKER
 
     found = {}
-    for marker in output.glob(f"**/checkpoints/*/{MARKER}"):
+    for marker in output.glob(f"**/checkpoints/step-*/{MARKER}"):
         try:
-            found[marker.parent] = marker.stat().st_mtime_ns
+            found[marker.parent] = marker.stat().st_ino
         except OSError:  # removed in the meantime
             continue
     return found
+
+
+def newest(now: Mapping[Path, int], before: Mapping[Path, int]) -> str:
+    """Return the name of the checkpoint that a relaunch goes on from: the last of a launch.
+
+    Args:
+        now: What ``saved`` returns after the launch.
+        before: What it returned before; a stage that has none since then is over, or to come.
+
+    >>> one, two = Path("run/checkpoints/step-00000002"), Path("run/checkpoints/step-00000010")
+    >>> newest({two: 5, one: 4}, {one: 4})
+    'step-00000010'
+    >>> newest({}, {})
+    'the start'
+    """
+    made = [path for path, inode in now.items() if before.get(path) != inode]
+    return max((path.name for path in made or now), default="the start")
+
+
+def begun(output: Path) -> int:
+    """Return the inode of the run's config, which every launch writes anew; 0 if there is none."""
+    try:
+        return (output / "config.yaml").stat().st_ino
+    except OSError:
+        return 0
 
 
 def supervise(words: Sequence[str], count: int, output: Path, limit: int) -> int:
@@ -100,7 +137,7 @@ def supervise(words: Sequence[str], count: int, output: Path, limit: int) -> int
         The exit code of the last launch.
     """
     used, again = 0, False
-    before = saved(output)
+    before, config = saved(output), begun(output)
     while True:
         code = processes.start(
             ["run", *words_of_launch(words, again=again)], count, advice="", alone=count == 1
@@ -112,11 +149,13 @@ def supervise(words: Sequence[str], count: int, output: Path, limit: int) -> int
             if code not in (0, 2) and code <= 128:
                 _say(f"not relaunched: --relaunches {limit} without a new checkpoint are used up")
             return code
-        newest = max(now, key=now.__getitem__).name if now else "the start"
+        # A launch that died before it began has not yet removed the run that it is to overwrite.
+        again = again or "--overwrite" not in words or begun(output) != config
         seconds = back_off(number)
-        _say(f"relaunch {number} of {limit} from {newest} in {seconds:g} s")
+        start = newest(now, before) if again else "the start"
+        _say(f"relaunch {number} of {limit} from {start} in {seconds:g} s")
         time.sleep(seconds)
-        used, again, before = number, True, now
+        used, before = number, now
 
 
 def _say(line: str) -> None:

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from launch.supervise import back_off, relaunch, saved, supervise, words_of_launch
+from launch.supervise import (
+    back_off,
+    begun,
+    newest,
+    relaunch,
+    saved,
+    supervise,
+    words_of_launch,
+)
 
 
 @pytest.mark.parametrize("code", [0, 2, 130, 143])
@@ -34,19 +42,33 @@ def test_a_relaunch_resumes_and_no_launch_supervises() -> None:
     assert words_of_launch(given, again=True) == ["sft", "--resume"]
 
 
-def checkpoint(output: Path, step: int, nanoseconds: int = 1, stage: str = "") -> Path:
+def checkpoint(output: Path, step: int, seconds: int = 1, stage: str = "") -> Path:
     folder = output / stage / "checkpoints" / f"step-{step:08}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "COMPLETE").write_text("")
-    os.utime(folder / "COMPLETE", ns=(nanoseconds, nanoseconds))
+    os.utime(folder / "COMPLETE", (seconds, seconds))
     return folder
 
 
 def test_only_complete_checkpoints_count_also_those_of_stages(tmp_path: Path) -> None:
     assert saved(tmp_path / "none") == {}
-    one, two = checkpoint(tmp_path, 2, 5), checkpoint(tmp_path, 4, 6, "first")
+    one, two = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4, stage="first")
     (tmp_path / "checkpoints" / "step-00000009").mkdir()
-    assert saved(tmp_path) == {one: 5, two: 6}
+    assert saved(tmp_path) == {x: (x / "COMPLETE").stat().st_ino for x in (one, two)}
+    one.rename(one.with_name("damaged-step-00000002"))
+    assert set(saved(tmp_path)) == {two}
+
+
+def test_the_newest_checkpoint_is_that_of_most_steps_whatever_the_clock_said(
+    tmp_path: Path,
+) -> None:
+    checkpoint(tmp_path, 2, seconds=900)
+    checkpoint(tmp_path, 4, seconds=30)
+    assert newest(saved(tmp_path), {}) == "step-00000004"
+    before = saved(tmp_path)
+    checkpoint(tmp_path, 3, seconds=10, stage="second")  # the only one since then
+    assert newest(saved(tmp_path), before) == "step-00000003"
+    assert newest(saved(tmp_path), saved(tmp_path)) == "step-00000004"
 
 
 def test_a_run_is_launched_until_it_ends_or_stands_still(
@@ -55,9 +77,9 @@ def test_a_run_is_launched_until_it_ends_or_stands_still(
     launches: list[list[str]] = []
     waits: list[float] = []
 
-    def start(arguments: list[str], count: int, *, advice: str, alone: bool) -> int:
+    def start(arguments: list[str], count: int, **options: object) -> int:
         launches.append(arguments)
-        assert (count, alone) == (2, False)
+        assert (count, options["alone"]) == (2, False)
         if len(launches) == 3:  # the third gets on
             checkpoint(tmp_path, 6)
         return 5
@@ -75,3 +97,25 @@ def test_a_run_is_launched_until_it_ends_or_stands_still(
         "monro: relaunch 2 of 2 from step-00000006 in 2 s",
         "monro: not relaunched: --relaunches 2 without a new checkpoint are used up",
     ]
+
+
+def test_a_run_is_overwritten_until_a_launch_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert begun(tmp_path) == 0
+    (tmp_path / "config.yaml").write_text("old")
+    checkpoint(tmp_path, 8)
+    launches: list[list[str]] = []
+
+    def start(arguments: list[str], count: int, **options: object) -> int:
+        launches.append(arguments[2:])
+        if len(launches) == 2:  # the second sets the old run aside, as a claim does
+            (tmp_path / "config.yaml").rename(tmp_path / "aside")
+            (tmp_path / "config.yaml").write_text("new")
+        return 1
+
+    monkeypatch.setattr("launch.processes.start", start)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert supervise(["toy", "--overwrite"], 2, tmp_path, 2) == 1
+    assert launches == [["--overwrite"], ["--overwrite"], ["--resume"]]
+    assert capsys.readouterr().err.startswith("monro: relaunch 1 of 2 from the start in 1 s\n")
