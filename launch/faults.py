@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["CRASH", "LOGS", "USAGE", "explain", "first_rank"]
+__all__ = ["CRASH", "LOGS", "USAGE", "explain", "first_rank", "say"]
 
 USAGE = "usage"  # usage-RANK holds a line
 CRASH = "crash"  # crash-RANK holds a traceback
@@ -58,7 +58,7 @@ def explain(codes: Mapping[int, int], folder: Path, advice: str) -> int:
     """
     usage = sorted(folder.glob(f"{USAGE}-*"))
     if usage:
-        _say(usage[0].read_text(encoding="utf-8"))
+        say(usage[0].read_text(encoding="utf-8"))
         return 2
     crashes = {int(p.name.partition("-")[2]): p for p in folder.glob(f"{CRASH}-*")}
     rank = first_rank(codes, {r: path.stat().st_mtime for r, path in crashes.items()})
@@ -72,9 +72,9 @@ def explain(codes: Mapping[int, int], folder: Path, advice: str) -> int:
             print(f"rank {rank} | {line}", file=sys.stderr)
     if code < 0:
         hint = ": is there enough memory?" if code == -signal.SIGKILL else "."
-        _say(f"rank {rank} was killed by {_name(-code)}{hint} {advice}".rstrip())
+        say(f"rank {rank} was killed by {_name(-code)}{hint} {advice}".rstrip())
         return 1
-    _say(f"rank {rank} ended with exit code {code}")
+    say(f"rank {rank} ended with exit code {code}")
     return code
 
 
@@ -94,5 +94,6 @@ def _last_lines(folder: Path, rank: int) -> list[str]:
     return list(lines)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line of the launcher."""
     print(f"monro: {line}", file=sys.stderr, flush=True)

@@ -24,8 +24,9 @@ from typing import Any
 
 from launch.child import SET_DEATH_SIGNAL, run_child
 from launch.errors import UsageError
-from launch.faults import CRASH, LOGS, USAGE, explain
+from launch.faults import CRASH, LOGS, USAGE, explain, say
 from launch.signals import STOP
+from launch.watcher import watching
 
 __all__ = [
     "HANDED_ON",
@@ -239,7 +240,14 @@ def gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def start(arguments: Sequence[str], count: int, *, advice: str, alone: bool = False) -> int:
+def start(
+    arguments: Sequence[str],
+    count: int,
+    *,
+    advice: str,
+    alone: bool = False,
+    hang_seconds: float | None = None,
+) -> int:
     """Run ``monro`` with these arguments in ``count`` processes; return the exit code.
 
     SIGTERM, SIGINT and SIGUSR1 are handed on to the workers, which finish their step and save; the
@@ -250,11 +258,15 @@ def start(arguments: Sequence[str], count: int, *, advice: str, alone: bool = Fa
         count: Of processes.
         advice: What is said of a worker that was killed.
         alone: Start one process by itself, without torchrun and process groups.
+        hang_seconds: The longest that a step after the first may take; None waits for ever.
     """
     folder = Path(tempfile.mkdtemp(prefix="monro-"))
     try:
-        with _handlers_kept():
+        with _handlers_kept(), watching(folder, hang_seconds, advice) as watch:
             codes = _one(arguments) if alone else _several(arguments, count, folder)
+        if watch.line and not isinstance(codes, int):
+            say(watch.line)
+            return 1
         return codes if isinstance(codes, int) else explain(codes, folder, advice)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -18,6 +18,7 @@ from launch.command_line import Option, Parsed
 from launch.config import configure, resumable_keys, to_yaml
 from launch.errors import UsageError
 from launch.folder import check_claim
+from launch.hang import is_watched
 from launch.recipe import Job, Recipe
 from launch.scalars import FlagText, convert_scalar
 from launch.signals import STOP
@@ -117,10 +118,14 @@ def _run(recipe: Recipe, parsed: Parsed) -> int:
         processes.check_devices(asked)
     if worker:
         processes.check_machine()
+    limit = job.runtime.hang_seconds
     if relaunches is not None and output is not None:
-        return supervise(parsed.words, asked or 1, output, relaunches)
-    if asked is not None and asked > 1 and not worker:
-        return processes.start(["run", *parsed.words], asked, advice=_ADVICE)
+        return supervise(parsed.words, asked or 1, output, relaunches, limit)
+    alone = (asked or 1) == 1
+    if not worker and (not alone or (limit is not None and not is_watched())):
+        return processes.start(
+            ["run", *parsed.words], asked or 1, advice=_ADVICE, alone=alone, hang_seconds=limit
+        )
 
     from launch.runtime import Runtime
 

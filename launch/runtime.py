@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from launch.config import resumable
 from launch.errors import UsageError
 from launch.export import ARCHITECTURE
 from launch.folder import Claim, atomic_write, claim
+from launch.hang import watched
 from launch.memory import checkpoint_activations, keep_freed_memory
 from launch.metrics import Console, JsonLines, Metric, Phases, combine, truncate_lines
 from launch.signals import HeldSignals
@@ -50,12 +52,19 @@ class RuntimeConfig:
     """Newest checkpoints that stay."""
     threads: int | None = resumable(None)
     """Threads of torch in each process; None leaves torch's own choice."""
+    hang_seconds: float | None = resumable(None)
+    """The longest a step may take after a launch's first, then the job ends; None: for ever."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise ValueError(f"keep={self.keep}: at least one checkpoint has to stay")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads={self.threads}: give at least 1, or null for torch's choice")
+        if self.hang_seconds is not None and not 0 < self.hang_seconds < math.inf:
+            raise ValueError(
+                f"hang_seconds={self.hang_seconds}: give the longest a step may take, more than "
+                "0 s, or null for no limit"
+            )
 
 
 class Runtime:
@@ -281,11 +290,13 @@ class Runtime:
             contextlib.nullcontext()
             if quiet
             else Console(title or self._title, total, done, headline) as console,
+            watched(self.config.hang_seconds, self.rank) as begin,
         ):
             self._console = console
             self._last_log = time.perf_counter()
             for step in range(done + 1, total + 1):
                 self._training.number = step
+                begin(step)
                 yield step
                 stop = self._agree(signals.received)
                 if stop or step == total or self.due(step, save_every):

@@ -124,7 +124,9 @@ def begun(output: Path) -> int:
         return 0
 
 
-def supervise(words: Sequence[str], count: int, output: Path, limit: int) -> int:
+def supervise(
+    words: Sequence[str], count: int, output: Path, limit: int, hang_seconds: float | None = None
+) -> int:
     """Launch ``monro run`` with these arguments until it ends without a fault.
 
     Args:
@@ -132,6 +134,7 @@ def supervise(words: Sequence[str], count: int, output: Path, limit: int) -> int
         count: The number of processes.
         output: The run folder.
         limit: The most relaunches in a row without a new checkpoint between them.
+        hang_seconds: The longest that a step after a launch's first may take; None: for ever.
 
     Returns:
         The exit code of the last launch.
@@ -140,7 +143,11 @@ def supervise(words: Sequence[str], count: int, output: Path, limit: int) -> int
     before, config = saved(output), begun(output)
     while True:
         code = processes.start(
-            ["run", *words_of_launch(words, again=again)], count, advice="", alone=count == 1
+            ["run", *words_of_launch(words, again=again)],
+            count,
+            advice="",
+            alone=count == 1,
+            hang_seconds=hang_seconds,
         )
         now = saved(output)
         progressed = bool(now.items() - before.items())

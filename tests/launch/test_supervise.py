@@ -79,14 +79,14 @@ def test_a_run_is_launched_until_it_ends_or_stands_still(
 
     def start(arguments: list[str], count: int, **options: object) -> int:
         launches.append(arguments)
-        assert (count, options["alone"]) == (2, False)
+        assert (count, options["alone"], options["hang_seconds"]) == (2, False, 9.0)
         if len(launches) == 3:  # the third gets on
             checkpoint(tmp_path, 6)
         return 5
 
     monkeypatch.setattr("launch.processes.start", start)
     monkeypatch.setattr("time.sleep", waits.append)
-    assert supervise(["toy", "--supervise"], 2, tmp_path, 2) == 5
+    assert supervise(["toy", "--supervise"], 2, tmp_path, 2, 9.0) == 5
     # 1 and 2 without progress, 1 after it, 2 without, and the limit is reached
     assert waits == [1, 2, 1, 2]
     assert launches == [["run", "toy"], *[["run", "toy", "--resume"]] * 4]
