@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["CRASH", "LOGS", "USAGE", "explain", "first_rank", "say"]
+__all__ = [
+    "CRASH",
+    "LOGS",
+    "USAGE",
+    "clear_stale_locks",
+    "explain",
+    "first_rank",
+    "say",
+    "tell_once",
+]
 
 USAGE = "usage"  # usage-RANK holds a line
 CRASH = "crash"  # crash-RANK holds a traceback
@@ -76,6 +87,67 @@ def explain(codes: Mapping[int, int], folder: Path, advice: str) -> int:
         return 1
     say(f"rank {rank} ended with exit code {code}")
     return code
+
+
+def tell_once(message: str, folder: Path, rank: int, *, usage: bool) -> None:
+    """Say a worker's error on stderr, under a launcher that says nothing of it itself.
+
+    The first of the ranks tells its own; of a peer that lost it, one line is enough, and none if
+    what the user has to mend was said already.
+
+    Args:
+        message: A line, or a traceback.
+        folder: One that the ranks of this launch share.
+        rank: Of this process.
+        usage: Whether it is something that the user can mend.
+    """
+    claim = folder / f"monro-{USAGE if usage else CRASH}"
+    try:
+        with claim.open("x", encoding="utf-8") as file:
+            file.write(str(rank))
+    except FileExistsError:
+        with contextlib.suppress(OSError):  # such as that this has been said already
+            if not usage and claim.read_text(encoding="utf-8") != str(rank):
+                claim.with_name(f"{claim.name}-{rank}").touch(exist_ok=False)
+                say(f"rank {rank} ended as well: {message.strip().splitlines()[-1]}")
+        return
+    except OSError:  # the disk is full: better twice than never
+        pass
+    if usage:
+        say(message)
+    else:
+        lines = "".join(f"rank {rank} | {line}\n" for line in message.splitlines())
+        print(lines, end="", file=sys.stderr, flush=True)
+
+
+def clear_stale_locks(folder: Path) -> list[Path]:
+    """Remove the locks that builders of extensions have left behind by dying; return them.
+
+    ``torch.utils.cpp_extension``, and so DeepSpeed, marks a build by a file ``NAME/lock``, which
+    it holds open and which a SIGKILL leaves there; whoever needs the extension later waits for it
+    without end. A lock that no process on this machine has open is such a one. Do not call it for
+    a folder that several machines share.
+
+    Args:
+        folder: Where the extensions are built: ``TORCH_EXTENSIONS_DIR``, or a folder of
+            ``~/.cache/torch_extensions``.
+    """
+    left = [path for path in sorted(folder.glob("**/lock")) if path.is_file()]
+    if not left or not sys.platform.startswith("linux"):
+        return []
+    held = set()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # ended in the meantime, or another user's
+            found = descriptor.stat()
+            held.add((found.st_dev, found.st_ino))
+    removed = []
+    for path in left:
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            if (found.st_dev, found.st_ino) not in held and found.st_uid == os.getuid():
+                path.unlink()
+                removed.append(path)
+    return removed
 
 
 def _name(number: int) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 from launch.child import SET_DEATH_SIGNAL, run_child
 from launch.errors import UsageError
-from launch.faults import CRASH, LOGS, USAGE, explain, say
+from launch.faults import CRASH, LOGS, USAGE, explain, say, tell_once
 from launch.signals import STOP
 from launch.watcher import watching
 
@@ -117,18 +117,24 @@ def die_with_parent() -> None:
 
 
 def leave_error(message: str, *, usage: bool) -> bool:
-    """In a worker that ``monro`` has started, leave an error for the parent to print.
+    """In a worker, leave an error for the parent to print.
+
+    A parent that is torchrun, or accelerate, prints none: the first worker does it then.
 
     Args:
         message: A line, or a traceback.
         usage: Whether it is something that the user can mend, with exit code 2.
 
     Returns:
-        Whether there is such a parent; if not, the message is still to be printed.
+        Whether that was possible; if not, the message is still to be printed.
     """
     folder = os.environ.get(ERRORS)
     if folder is None or not is_worker():
-        return False
+        file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # ATTEMPT/RANK/error.json
+        if not file or not is_worker():
+            return False
+        tell_once(message, Path(file).parents[1], int(os.environ["RANK"]), usage=usage)
+        return True
     path = Path(folder) / f"{USAGE if usage else CRASH}-{os.environ['RANK']}"
     if path.exists():
         return True
