@@ -5,7 +5,7 @@ export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: demo test quick learn lint bench clean setup
+.PHONY: demo test quick kills learn lint bench clean setup
 .DEFAULT_GOAL := test
 
 setup: .venv/ready
@@ -23,6 +23,9 @@ test: .venv/ready
 
 quick: .venv/ready
 	$(BIN)/python -m pytest -q -m "not slow and not distributed and not browser"
+
+kills: .venv/ready
+	KILLS=100 $(BIN)/python -m pytest -q -s tests/integration/test_kills.py
 
 learn: .venv/ready
 	$(BIN)/python -m benchmarks.learn

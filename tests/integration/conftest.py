@@ -109,11 +109,12 @@ class Launches:
             time.sleep(0.02)
 
     def result(self, output: str = "out") -> tuple[bytes, list[dict[str, float]]]:
-        """Return the last parameters, and the records but for the clock's figures."""
+        """Return the last parameters, and the records without what a launch measures."""
         last = max((self.folder / output / "checkpoints").glob("step-*"))
         lines = (self.folder / output / "metrics.jsonl").read_text().splitlines()
+        of_launch = ("seconds", "speed/", "bytes/")
         records = [
-            {k: v for k, v in json.loads(line).items() if not k.startswith(("seconds", "speed/"))}
+            {k: v for k, v in json.loads(line).items() if not k.startswith(of_launch)}
             for line in lines
         ]
         return (last / "model.safetensors").read_bytes(), records

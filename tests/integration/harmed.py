@@ -46,7 +46,7 @@ class Harmed:
 
     def _train(self, run: Runtime) -> None:
         model = torch.nn.Linear(4, 1, bias=False)
-        torch.nn.init.ones_(model.weight)
+        torch.nn.init.zeros_(model.weight)
         model, optimizer = run.prepare(model, torch.optim.Adam(model.parameters(), 0.01))
         state = {"model": model, "optimizer": optimizer}
         for step in run.steps(self.steps, state=state, save_every=self.save_every):
