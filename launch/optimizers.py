@@ -11,7 +11,7 @@ from torch import nn
 
 from launch.muon import Muon
 
-__all__ = ["AdamW", "Joined", "MuonAdamW", "OptimizerConfig", "decay_groups"]
+__all__ = ["AdamW", "Joined", "MuonAdamW", "OptimizerConfig", "decay_groups", "embeddings"]
 
 
 class OptimizerConfig(Protocol):
@@ -22,19 +22,45 @@ class OptimizerConfig(Protocol):
         ...
 
 
-def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into matrices, which decay, and vectors (biases, norms), which do not.
+def decay_groups(
+    model: nn.Module, weight_decay: float, parameters: Iterable[nn.Parameter] | None = None
+) -> list[dict[str, Any]]:
+    """Split parameters into matrices, which decay, and all else, which does not.
 
-    Where nothing decays they stay together: every group costs an update a launch of its own.
+    Vectors (biases, norms) have no scale that a smaller weight would undo, and an embedding's row
+    would shrink in every step in which its token does not occur; so neither decays, nor does a head
+    that is the embedding. Where nothing decays they stay together: every group costs an update a
+    launch of its own.
+
+    Args:
+        model: Its embeddings are known by their class.
+        weight_decay: Of the matrices.
+        parameters: Those of the model that are meant; None takes all. Frozen ones are left out.
     """
-    trained = [p for p in parameters if p.requires_grad]
+    chosen = model.parameters() if parameters is None else parameters
+    trained = [p for p in chosen if p.requires_grad]
     if weight_decay == 0:
         return [{"params": trained, "weight_decay": 0.0}] if trained else []
+    tables = embeddings(model)
+    decays = [p.ndim >= 2 and id(p) not in tables for p in trained]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for p, decay in zip(trained, decays, strict=True) if decay is chosen],
+            "weight_decay": weight_decay if chosen else 0.0,
+        }
+        for chosen in (True, False)
     ]
     return [group for group in groups if group["params"]]
+
+
+def embeddings(model: nn.Module) -> set[int]:
+    """Return the identities of the parameters of a model's embeddings."""
+    return {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for p in module.parameters(recurse=False)
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +73,8 @@ class AdamW:
     beta2: float = 0.99
     eps: float = 1e-8
     weight_decay: float = 0.0
-    """Of matrices; biases and norms never decay."""
+    """Of matrices; biases, norms and embeddings never decay. Decoupled: a weight moves by
+    ``learning_rate * weight_decay`` of itself, whatever its gradient's size."""
 
     def __post_init__(self) -> None:
         _check_rate("learning_rate", self.learning_rate)
@@ -55,7 +82,7 @@ class AdamW:
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return ``torch.optim.AdamW`` over the parameters that require gradients."""
         return torch.optim.AdamW(
-            decay_groups(model.parameters(), self.weight_decay),
+            decay_groups(model, self.weight_decay),
             lr=self.learning_rate,
             betas=(self.beta1, self.beta2),
             eps=self.eps,
@@ -82,12 +109,7 @@ class MuonAdamW:
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return both as one optimizer over the parameters that require gradients."""
-        tables = {
-            id(p)
-            for module in model.modules()
-            if isinstance(module, nn.Embedding)
-            for p in module.parameters(recurse=False)
-        }
+        tables = embeddings(model)
         heads = {id(p) for n, p in model.named_parameters() if n.split(".")[-2:-1] == ["lm_head"]}
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
@@ -100,7 +122,7 @@ class MuonAdamW:
             rest = self.adamw
             parts.append(
                 torch.optim.AdamW(
-                    decay_groups(others, rest.weight_decay),
+                    decay_groups(model, rest.weight_decay, others),
                     lr=rest.learning_rate,
                     betas=(rest.beta1, rest.beta2),
                     eps=rest.eps,

@@ -40,9 +40,41 @@ def model() -> Tied:
 def test_adamw_decays_matrices_alone(model: Tied) -> None:
     optimizer = AdamW(weight_decay=0.1).build(model)
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
-    assert decay[id(model.hidden.weight)] == decay[id(model.embed.weight)] == 0.1
+    assert decay[id(model.hidden.weight)] == 0.1
     assert decay[id(model.hidden.bias)] == decay[id(model.norm.weight)] == 0.0
+    assert decay[id(model.embed.weight)] == 0.0  # which is the head as well
     assert len(decay) == len(list(model.parameters()))
+
+
+def test_a_head_that_is_no_embedding_decays(model: Tied) -> None:
+    model.lm_head.weight = nn.Parameter(torch.zeros(7, 4))
+    optimizer = MuonAdamW(adamw=AdamW(weight_decay=0.1)).build(model)
+    decay = {id(p): g.get("weight_decay") for g in optimizer.param_groups for p in g["params"]}
+    assert decay[id(model.lm_head.weight)] == 0.1
+    assert decay[id(model.embed.weight)] == 0.0
+
+
+def test_decay_is_decoupled_from_the_gradient_unlike_adams_l2_penalty() -> None:
+    """Two weights of 2 with gradients 1 and 100; rate 0.1, decay 0.5, one step.
+
+    Adam's first step is the rate times the gradient's sign, 0.1. Decoupled, both weights go to
+    2 (1 - 0.1 * 0.5) - 0.1 = 1.8. As an L2 penalty the decay is 0.5 * 2 = 1 more gradient, of which
+    the sign is the same: both go to 1.9, and the decay is lost.
+    """
+    found = {}
+    for kind in ("decoupled", "penalty"):
+        layer = nn.Linear(2, 1, bias=False)
+        nn.init.constant_(layer.weight, 2.0)
+        optimizer = (
+            AdamW(learning_rate=0.1, weight_decay=0.5).build(layer)
+            if kind == "decoupled"
+            else torch.optim.Adam(layer.parameters(), lr=0.1, betas=(0.9, 0.99), weight_decay=0.5)
+        )
+        layer.weight.grad = torch.tensor([[1.0, 100.0]])
+        optimizer.step()
+        found[kind] = layer.weight.detach()
+    torch.testing.assert_close(found["decoupled"], torch.full((1, 2), 1.8), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found["penalty"], torch.full((1, 2), 1.9), rtol=1e-6, atol=0)
 
 
 def test_where_nothing_decays_there_is_one_group(model: Tied) -> None:
