@@ -1,6 +1,6 @@
-"""One interface over the ways to run: a single process, or DDP over several.
+"""One interface over the ways to run: a single process, DDP, ZeRO or FSDP over several.
 
-The only file that knows accelerate (and, later, DeepSpeed) and their quirks:
+Here and in ``launch.fsdp`` and ``launch.zero`` are the quirks of accelerate, torch and DeepSpeed:
 
 - ``accelerate launch --cpu --num_processes 2`` starts one process without a word, so the world
   size is compared with what was asked for.
@@ -12,8 +12,9 @@ The only file that knows accelerate (and, later, DeepSpeed) and their quirks:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -23,14 +24,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from launch.errors import UsageError
+from launch.placement import Placement, optimizer_bytes, place, placement_of, unplace
 from launch.processes import launched_processes
+from launch.strategies import (
+    Strategy,
+    check_precision,
+    check_strategy,
+    choose,
+    device_bytes,
+    training_bytes,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["Backend", "Precision", "Routed", "Strategy", "unwrap"]
 
-Strategy = Literal["auto", "single", "ddp"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 P = ParamSpec("P")
@@ -61,21 +70,26 @@ class Routed(nn.Module):
     What goes through ``call`` is seen by DDP and runs under the run's precision.
     """
 
-    def __init__(self, module: nn.Module, wrapped: nn.Module, autocast: torch.dtype | None) -> None:
+    def __init__(self, placement: Placement, autocast: torch.dtype | None) -> None:
         super().__init__()
-        self.wrapped = wrapped
-        self._bare = [module]  # in a list, so that it is not registered twice
+        self.wrapped = placement.wrapped
+        self._placement = placement
         self._autocast = autocast
 
     @property
     def bare(self) -> nn.Module:
         """The model as it was given to ``prepare``; it shares the parameters."""
-        return self._bare[0]
+        return self._placement.module
 
     def call(
         self, function: Callable[Concatenate[Any, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """Return ``function(bare model, *args, **kwargs)``, run inside the wrapped forward."""
+        if self._placement.released and torch.is_grad_enabled():
+            raise UsageError(
+                "the model is whole again, because the loop of run.steps has ended, and gradients "
+                "would no longer be summed over the processes: prepare it anew"
+            )
         with self._precision():
             return self.wrapped(function, args, kwargs)
 
@@ -99,13 +113,25 @@ class Backend:
     """Processes, devices and the training step. Everything here is told by ``Runtime``."""
 
     def __init__(
-        self, strategy: Strategy, precision: Precision, asked: int | None, trackers: Sequence[str]
+        self,
+        strategy: Strategy,
+        precision: Precision,
+        asked: int | None,
+        trackers: Sequence[str],
+        *,
+        offload: bool = False,
+        deepspeed: Mapping[str, Any] | None = None,
     ) -> None:
-        if precision not in ("fp32", "bf16", "fp16"):
-            raise UsageError(f"precision={precision!r}: use fp32, bf16 or fp16")
         world = int(os.environ.get("WORLD_SIZE", "1"))
         asked = launched_processes() if asked is None else asked
-        self.strategy = _resolve(strategy, world, asked)
+        check_strategy(strategy, world, asked, offload=offload, deepspeed=deepspeed or {})
+        self.strategy = strategy
+        self.deepspeed = dict(deepspeed or {})
+        if strategy in ("zero1", "zero2", "zero3"):
+            from launch.zero_engine import check_settings
+
+            check_settings(self.deepspeed)
+        self._chosen: set[str] = set()
         self.trackers = _available(trackers)
         self._tracking = False
         self._accelerator: Accelerator | None = None
@@ -116,35 +142,95 @@ class Backend:
             self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.world_size = world
         self.rank = int(os.environ.get("RANK", "0")) if world > 1 else 0
+        check_precision(precision, self.device)
+        self.offload = offload
         self.autocast = _TYPES.get(precision)
-        self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
-        self._models: list[Routed] = []
+        self.scaler = _scaler(self.device, world) if precision == "fp16" else None
+        self._placed: list[Placement] = []
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Move the model to this process's device and wrap it if the strategy needs it."""
+    def prepare(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> nn.Module:
+        """Move the model to this process's device and place it as the strategy has it."""
+        self.release(model)
+        strategy = self._strategy_for(model, optimizers)
         model.to(self.device)
+        placement = self._place(model, _Inner(model), optimizers, strategy)
+        place(placement)
+        self._placed.append(placement)
         if self.world_size == 1 and self.autocast is None:
             return model
-        wrapped: nn.Module = _Inner(model)
-        if self._accelerator is not None and self.world_size > 1:
-            wrapped = self._accelerator.prepare_model(wrapped)
-        routed = Routed(model, wrapped, self.autocast)
-        self._models.append(routed)
-        return routed
+        return Routed(placement, self.autocast)
+
+    def _strategy_for(
+        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    ) -> Strategy:
+        """Return what was asked for; ``auto`` looks at the model, and says so where it matters."""
+        if self.strategy != "auto":
+            return self.strategy
+        needs, room = training_bytes(model, optimizers), device_bytes(self.device)
+        strategy, why = choose(self.world_size, self.device, needs, room)
+        if self.rank == 0 and self.world_size > 1 and why not in self._chosen:
+            print(why, flush=True)
+            self._chosen.add(why)
+        return strategy
+
+    def _place(
+        self,
+        model: nn.Module,
+        inner: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        strategy: Strategy,
+    ) -> Placement:
+        trained = any(p.requires_grad for p in model.parameters())
+        if self.world_size > 1:
+            with torch.no_grad():
+                for x in (*model.parameters(), *model.buffers()):
+                    dist.broadcast(x, src=0)
+        if strategy == "fsdp":
+            from launch.fsdp import FullyShardedPlacement
+
+            return FullyShardedPlacement(model, inner, optimizers, self.device, self.offload)
+        if strategy in ("zero1", "zero2", "zero3") and (trained or strategy == "zero3"):
+            from launch.zero import ZeROPlacement
+
+            stage = int(strategy.removeprefix("zero"))
+            settings = _offloading(self.device, stage) if self.offload else {}
+            settings |= self.deepspeed
+            return ZeROPlacement(model, inner, optimizers, self.device, stage, settings)
+        if self._accelerator is not None and self.world_size > 1 and trained:
+            inner = self._accelerator.prepare_model(inner)
+        return Placement(model, inner, optimizers)
+
+    def release(self, model: nn.Module) -> None:
+        """Make a prepared model whole and ordinary again; another stays as it is."""
+        placement = placement_of(model)
+        if placement in self._placed:
+            self._placed.remove(placement)
+            placement.release()
+            unplace(placement)
+
+    def placements(self, optimizer: torch.optim.Optimizer) -> list[Placement]:
+        """Return the placements whose pieces or parameters an optimizer updates."""
+        return [x for x in self._placed if any(own is optimizer for own in x.optimizers)]
 
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
         """Hold back the exchange of gradients inside the block, unless it is the ``last`` one."""
         with ExitStack() as stack:
-            if not last and self.world_size > 1:
-                for model in self._models:
-                    stack.enter_context(model.wrapped.no_sync())  # type: ignore[operator]  # DDP's
+            for placement in self._placed:
+                stack.enter_context(placement.accumulating(last))
             yield
+
+    def held_bytes(self) -> tuple[int, int]:
+        """Return the most bytes of parameters, and of optimizer state, that a process holds."""
+        parameters = sum(x.parameter_bytes() for x in self._placed)
+        states = optimizer_bytes(own for x in self._placed for own in x.optimizers)
+        found = self.all_reduce(torch.tensor([parameters, states]), largest=True).tolist()
+        return int(found[0]), int(found[1])
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of this process's share of a sum over all processes."""
         if self.world_size > 1:
-            loss = loss * self.world_size  # DDP divides by it
+            loss = loss * self.world_size  # every strategy divides by it
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         torch.autograd.backward(loss)
@@ -186,6 +272,22 @@ class Backend:
         box = [thing]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def check_alike(self, *things: object) -> None:
+        """Raise UsageError on every process if they were not all given the same.
+
+        Processes that disagree on a config would wait for each other in different places.
+        """
+        if self.world_size == 1:
+            return
+        own = hashlib.sha256(repr(things).encode()).hexdigest()
+        found = self.gather_objects(own)
+        other = [rank for rank, digest in enumerate(found) if digest != found[0]]
+        if other:
+            raise UsageError(
+                f"process {other[0]} was given another config than process 0: start all with the "
+                "same command, and with the same files on every machine"
+            )
 
     def barrier(self) -> None:
         """Wait for every process."""
@@ -237,28 +339,21 @@ class Backend:
             dist.destroy_process_group()
 
 
-def _resolve(strategy: Strategy, world: int, asked: int | None) -> Literal["single", "ddp"]:
-    if asked is not None and asked != world:
-        raise UsageError(
-            f"{asked} processes were asked for, but {world} started: on a machine without GPUs, "
-            f"use monro run ... --processes {asked} or accelerate launch --multi_gpu "
-            f"--num_processes {asked} (with --cpu, accelerate starts only one)"
-        )
-    if strategy == "auto":
-        return "ddp" if world > 1 else "single"
-    if strategy == "single" and world > 1:
-        raise UsageError(
-            f"strategy=single, but {world} processes started: each would train a model of its "
-            "own; use strategy ddp or auto"
-        )
-    if strategy == "ddp" and world == 1:
-        raise UsageError(
-            "strategy=ddp, but only one process started: add --processes N, "
-            "or use strategy auto or single"
-        )
-    if strategy not in ("single", "ddp"):
-        raise UsageError(f"strategy={strategy!r}: use auto, single or ddp")
-    return strategy
+def _offloading(device: torch.device, stage: int) -> dict[str, Any]:
+    """Return DeepSpeed's settings for what lies in the machine's memory; on a CPU all does."""
+    if device.type == "cpu":
+        return {}
+    names = ["offload_optimizer", "offload_param"] if stage == 3 else ["offload_optimizer"]
+    return {name: {"device": "cpu", "pin_memory": True} for name in names}
+
+
+def _scaler(device: torch.device, world: int) -> torch.amp.GradScaler:
+    """Return fp16's loss scale; several processes agree on whether a gradient overflowed."""
+    if world == 1:
+        return torch.amp.GradScaler(device.type)
+    from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+    return ShardedGradScaler(device.type)
 
 
 def _available(trackers: Sequence[str]) -> list[str]:

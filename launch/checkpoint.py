@@ -2,8 +2,8 @@
 
 A checkpoint is written to a temporary folder, synced, renamed, and given its marker ``COMPLETE``
 last. The marker lists every file with its size and CRC-32, so damage beside an intact marker is
-seen too. What goes in: every named object with a ``state_dict`` (a module as safetensors, all else
-as a torch file of plain values) and the global random state of each process.
+seen too. What goes in: every named object with a ``state_dict`` (``launch.shards`` says how) and
+the global random state of each process.
 """
 
 from __future__ import annotations
@@ -12,23 +12,21 @@ import json
 import random
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from launch.errors import UsageError
 from launch.folder import synchronize
+from launch.shards import Stateful, load, taken
 
 __all__ = [
     "Stateful",
     "checkpoint_name",
     "complete",
     "damage",
-    "difference",
     "load_state",
     "prune",
     "random_state",
@@ -36,21 +34,11 @@ __all__ = [
     "save_state",
     "set_random_state",
     "steps_of",
+    "sums",
+    "write_progress",
 ]
 
 MARKER = "COMPLETE"
-
-
-class Stateful(Protocol):
-    """Anything that can give its state and take it back: modules, optimizers, EMA, buffers."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain values and tensors."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:  # noqa: ANN401 as torch has it
-        """Take what ``state_dict`` returned."""
-        ...
 
 
 def checkpoint_name(step: int) -> str:
@@ -94,13 +82,14 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 def save_state(folder: Path, state: Mapping[str, Stateful], progress: Mapping[str, Any]) -> None:
     """Write the objects of ``state`` and ``progress`` (plain JSON values) into ``folder``."""
-    from safetensors.torch import save_model
-
     for name, thing in state.items():
-        if isinstance(thing, nn.Module):
-            save_model(thing, str(folder / f"{name}.safetensors"))
-        else:
-            torch.save(thing.state_dict(), folder / f"{name}.pt")
+        for file in taken(name, thing):
+            file.into(folder)
+    write_progress(folder, progress)
+
+
+def write_progress(folder: Path, progress: Mapping[str, Any]) -> None:
+    """Write what ``read_progress`` returns."""
     (folder / "progress.json").write_text(json.dumps(dict(progress)), encoding="utf-8")
 
 
@@ -110,56 +99,8 @@ def load_state(folder: Path, state: Mapping[str, Stateful]) -> None:
     Raises:
         UsageError: The checkpoint has no file for one of them, or that of another model.
     """
-    from safetensors.torch import load_model
-
     for name, thing in state.items():
-        is_module = isinstance(thing, nn.Module)
-        path = folder / (f"{name}.safetensors" if is_module else f"{name}.pt")
-        if not path.exists():
-            raise UsageError(
-                f"{folder} has no {path.name}: it was written by another kind of run, "
-                "so resume it with the recipe that made it"
-            )
-        if isinstance(thing, nn.Module):
-            _check_fit(thing, path)
-            load_model(thing, str(path))
-        else:
-            thing.load_state_dict(torch.load(path, weights_only=True))
-
-
-def _check_fit(model: nn.Module, path: Path) -> None:
-    from safetensors import safe_open
-
-    with safe_open(str(path), "pt") as file:
-        stored = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        aliases = file.metadata() or {}
-    wanted = {name: list(x.shape) for name, x in model.state_dict().items()}
-    differs = difference(stored, aliases, wanted)
-    if differs is not None:
-        raise UsageError(
-            f"{path} is of another model than this one: {differs}; resume the run with the "
-            "settings that it was begun with"
-        )
-
-
-def difference(
-    stored: Mapping[str, list[int]], aliases: Mapping[str, str], wanted: Mapping[str, list[int]]
-) -> str | None:
-    """Return how the tensors of a file first differ from those of a model, or None.
-
-    Args:
-        stored: The shapes in the file, by name.
-        aliases: For further names of a tensor, the one that it is stored by.
-        wanted: The model's shapes, by name.
-    """
-    for name, shape in wanted.items():
-        found = stored.get(name, stored.get(aliases.get(name, "")))
-        if found is None:
-            return f"it has no {name}"
-        if found != shape:
-            return f"{name} is {found} instead of {shape}"
-    used = {name if name in stored else aliases[name] for name in wanted}
-    return next((f"it has {name} as well" for name in stored if name not in used), None)
+        load(folder, name, thing)
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
@@ -167,21 +108,40 @@ def read_progress(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "progress.json").read_text(encoding="utf-8")))
 
 
-def complete(temporary: Path, final: Path) -> None:
-    """Sync the files of ``temporary``, rename it to ``final`` and write the marker last."""
-    sizes = {}
-    for path in sorted(temporary.rglob("*")):
+def sums(folder: Path, names: Iterable[str] | None = None) -> dict[str, list[int]]:
+    """Sync files of ``folder`` and return the size and the CRC-32 of each, by its name.
+
+    Args:
+        folder: Where they are.
+        names: Of the files; None takes all there are.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")) if names is None else [folder / x for x in names]:
         if path.is_file():
-            name = path.relative_to(temporary).as_posix()
-            sizes[name] = [path.stat().st_size, _checksum(path)]
+            name = path.relative_to(folder).as_posix()
+            found[name] = [path.stat().st_size, _checksum(path)]
         synchronize(path)
+    return found
+
+
+def complete(
+    temporary: Path, final: Path, found: Mapping[str, Sequence[int]] | None = None
+) -> None:
+    """Rename ``temporary``, whose files are synced, to ``final`` and write the marker last.
+
+    Args:
+        temporary: The folder as it was written.
+        final: Its name.
+        found: What ``sums`` returned of all its files; None asks it.
+    """
+    found = sums(temporary) if found is None else found
     synchronize(temporary)
     if final.exists():  # what stands there was found damaged, or it would have been resumed from
         shutil.rmtree(final)
     temporary.rename(final)
     synchronize(final.parent)
     unnamed = final / f".{MARKER}"
-    unnamed.write_text(json.dumps(sizes), encoding="utf-8")
+    unnamed.write_text(json.dumps(dict(found)), encoding="utf-8")
     synchronize(unnamed)
     unnamed.rename(final / MARKER)
     synchronize(final)

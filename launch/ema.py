@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from launch.placement import Piece, placement_of
 
 __all__ = ["EMA"]
 
@@ -17,10 +19,11 @@ class EMA:
         average <- decay * average + (1 - decay) * weights,   decay = 2 ** (-samples / half_life)
 
     The decay follows the samples seen, so batch size and process count do not change the average
-    (Karras et al. 2024, arXiv:2312.02696, state it so). It is kept in float32.
+    (Karras et al. 2024, arXiv:2312.02696, state it so). It is kept in float32, and where a strategy
+    has cut the model, each process averages its pieces.
 
     Args:
-        model: Its present weights start the average.
+        model: As ``run.prepare`` returned it; its present weights start the average.
         half_life: Samples after which a weight's influence has halved; positive.
 
     >>> model = nn.Linear(1, 1, bias=False)
@@ -36,38 +39,55 @@ class EMA:
         if not half_life > 0:
             raise ValueError(f"half_life={half_life}: give a positive number of samples")
         self.half_life = half_life
-        self.averages = {name: x.detach().float().clone() for name, x in _floating(model)}
+        self._averages = {
+            name: Piece(x.data.float().clone(), x.begin, x.shape, x.alone)
+            for name, x in _floating(model).items()
+        }
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        """The averages by name: of what this process holds of each."""
+        return {name: piece.data for name, piece in self._averages.items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, samples: int) -> None:
         """Move the average towards ``model`` after a step on ``samples`` samples (all processes).
 
         Raises:
-            ValueError: ``samples`` is negative.
+            ValueError: ``samples`` is negative, or the model is not that of the average, or lies
+                otherwise over the processes.
         """
         if samples < 0:
             raise ValueError(f"samples={samples}: a step sees 0 or more samples")
         weight = 1 - 2 ** (-samples / self.half_life)
-        for name, x in _floating(model):
-            self.averages[name].lerp_(x.detach().float(), weight)
+        for name, x in self._matching(model).items():
+            self._averages[name].data.lerp_(x.data.float(), weight)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Give ``model`` the averaged weights inside the block, and its own back after it."""
-        own = {name: x.detach().clone() for name, x in _floating(model)}
-        with torch.no_grad():
-            for name, x in _floating(model):
-                x.copy_(self.averages[name])
+        found = self._matching(model)
+        own = {name: x.data.clone() for name, x in found.items()}
+
+        def give(weights: Mapping[str, Tensor]) -> None:
+            with torch.no_grad():
+                for name, x in found.items():
+                    x.data.copy_(weights[name])
+            placement_of(model).publish()
+
+        give(self.averages)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, x in _floating(model):
-                    x.copy_(own[name])
+            give(own)
+
+    def pieces(self) -> dict[str, Piece]:
+        """Return what this process holds of the averages, as checkpoints have it."""
+        return dict(self._averages)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the averages by parameter name."""
-        return dict(self.averages)
+        """Return the averages by parameter name: of what this process holds of each."""
+        return self.averages
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take the averages of ``state_dict``.
@@ -75,14 +95,27 @@ class EMA:
         Raises:
             ValueError: The names differ from this model's.
         """
-        if state.keys() != self.averages.keys():
-            wrong = sorted(state.keys() ^ self.averages.keys())
+        if state.keys() != self._averages.keys():
+            wrong = sorted(state.keys() ^ self._averages.keys())
             raise ValueError(f"EMA of another model: {', '.join(wrong[:5])} in only one of them")
         for name, x in state.items():
-            self.averages[name].copy_(x)
+            self._averages[name].data.copy_(x)
+
+    def _matching(self, model: nn.Module) -> dict[str, Piece]:
+        found = _floating(model)
+        for name, piece in self._averages.items():
+            if name not in found or found[name].data.shape != piece.data.shape:
+                raise ValueError(
+                    f"EMA: the model has {name} otherwise than when the average was begun; begin "
+                    "it with the model that run.prepare returned"
+                )
+        return found
 
 
-def _floating(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, x in [*model.named_parameters(), *model.named_buffers()]:
-        if x.is_floating_point():
-            yield name, x
+def _floating(model: nn.Module) -> dict[str, Piece]:
+    """Return what this process holds of the floating-point parameters and buffers."""
+    placement = placement_of(model)
+    found = placement.pieces()
+    for name, x in placement.module.named_buffers():
+        found[name] = Piece(x, 0, tuple(x.shape))
+    return {name: piece for name, piece in found.items() if piece.data.is_floating_point()}

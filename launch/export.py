@@ -7,18 +7,19 @@ folder, and a safetensors file is a table of tensors followed by their bytes.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 from launch import checkpoint
 from launch.checkpoint import MARKER, checkpoint_name
 from launch.errors import UsageError
 from launch.folder import synchronize
+from launch.stored import Stored, difference, read_facts
 
 __all__ = ["ARCHITECTURE", "SHAPES", "export", "parse_size"]
 
@@ -27,20 +28,39 @@ SHAPES = "shapes.json"
 """In ``architecture/``: the shape of each tensor that the folder is to have, by name, in order."""
 _WEIGHTS = "model.safetensors"
 _BLOCK = 1 << 22  # bytes that are copied at a time
+_WIDTHS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
+}
+"""Bytes of an element."""
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Run:
+    """Where a file has bytes of a tensor."""
+
+    place: int
+    """Of the first of them in the tensor, in elements."""
+    path: Path
+    begin: int
+    """Of the first of them in the file."""
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """A tensor of a safetensors file: what it is, and where its bytes lie."""
+    """A tensor of safetensors files: what it is, and where its bytes lie."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    begin: int
-    """Of its first byte in the file."""
     size: int
     """In bytes."""
+    runs: tuple[_Run, ...]
+    """Of its bytes, one after another."""
 
     @property
     def order(self) -> tuple[int, str, str]:
@@ -96,6 +116,7 @@ def export(
         _check_target(folder)
         source = _checkpoint(run, step)
         stored, aliases = _read(_weights(source, run))
+        _check_whole(stored, source)
         architecture = _architecture(run)
         tensors = _fitting(stored, aliases, architecture, source)
     except OSError as error:
@@ -108,8 +129,7 @@ def export(
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, copy)
             synchronize(copy)
-        with (source / _WEIGHTS).open("rb") as file:
-            _write_shards(file, tensors, temporary, shard_size)
+        _write_shards(tensors, temporary, shard_size)
         synchronize(temporary)
         temporary.rename(folder)
         synchronize(folder.absolute().parent)
@@ -184,10 +204,10 @@ def _settings(architecture: Path) -> list[Path]:
     return [x for x in sorted(architecture.rglob("*")) if x.is_file() and x.name not in own]
 
 
-def _weights(source: Path, run: Path) -> Path:
-    path = source / _WEIGHTS
-    if path.is_file():
-        return path
+def _weights(source: Path, run: Path) -> list[Path]:
+    paths = Stored.files(source, "model")
+    if paths:
+        return paths
     if (source / "model.pt").is_file():
         raise UsageError(
             f"{source} holds adapters, not a whole model: take {run / 'model'}, into which the run "
@@ -199,18 +219,41 @@ def _weights(source: Path, run: Path) -> Path:
 # -- safetensors ---------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> tuple[dict[str, _Tensor], dict[str, str]]:
-    """Return the tensors of a file, and the other names of those that have several."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        table = json.loads(file.read(length))
-    aliases = table.pop("__metadata__", {})
-    stored = {}
-    for name, entry in table.items():
-        begin, end = entry["data_offsets"]
-        shape = tuple(entry["shape"])
-        stored[name] = _Tensor(name, entry["dtype"], shape, 8 + length + begin, end - begin)
+def _read(paths: Sequence[Path]) -> tuple[dict[str, _Tensor], dict[str, str]]:
+    """Return the tensors of the files, and the other names of those that have several."""
+    stored: dict[str, _Tensor] = {}
+    aliases: dict[str, str] = {}
+    for path in paths:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            table = json.loads(file.read(length))
+        facts = read_facts(table.pop("__metadata__", {}))
+        aliases |= facts.get("aliases", {})
+        for name, entry in table.items():
+            place, shape = facts.get("pieces", {}).get(name, (0, entry["shape"]))
+            begin, end = entry["data_offsets"]
+            run = _Run(place, path, 8 + length + begin, end - begin)
+            before = stored[name].runs if name in stored else ()
+            runs = tuple(sorted((*before, run)))
+            size = sum(run.size for run in runs)
+            stored[name] = _Tensor(name, entry["dtype"], tuple(shape), size, runs)
     return stored, aliases
+
+
+def _check_whole(stored: Mapping[str, _Tensor], source: Path) -> None:
+    """Raise UsageError if some process's piece of a tensor is missing."""
+    for x in stored.values():
+        width, there = _WIDTHS[x.dtype], 0
+        size = math.prod(x.shape) * width
+        for run in x.runs:
+            if run.place * width != there:
+                break
+            there += run.size
+        if there != size:
+            raise UsageError(
+                f"{source} has {there} of the {size} bytes of {x.name}: the file of another "
+                "process is missing"
+            )
 
 
 def _fitting(
@@ -222,18 +265,14 @@ def _fitting(
         UsageError: They are not those of this model; names the first that differs.
     """
     shapes = json.loads((architecture / SHAPES).read_text(encoding="utf-8"))
-    differs = checkpoint.difference(
-        {name: list(x.shape) for name, x in stored.items()}, aliases, shapes
-    )
+    differs = difference({name: list(x.shape) for name, x in stored.items()}, aliases, shapes)
     if differs is not None:
         raise UsageError(f"{source} is of another model than {architecture}: {differs}")
     found = [replace(stored.get(name) or stored[aliases[name]], name=name) for name in shapes]
     return sorted(found, key=lambda x: x.order)
 
 
-def _write_shards(
-    file: BinaryIO, tensors: Sequence[_Tensor], folder: Path, shard_size: int
-) -> None:
+def _write_shards(tensors: Sequence[_Tensor], folder: Path, shard_size: int) -> None:
     """Write tensors in one file, or in several with an index."""
     shards: list[list[_Tensor]] = [[]]
     for x in tensors:
@@ -241,12 +280,12 @@ def _write_shards(
             shards.append([])
         shards[-1].append(x)
     if len(shards) == 1:
-        _write(file, shards[0], folder / _WEIGHTS)
+        _write(shards[0], folder / _WEIGHTS)
         return
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write(file, shard, folder / name)
+        _write(shard, folder / name)
         places |= {x.name: name for x in shard}
     index = {"metadata": {"total_size": sum(x.size for x in tensors)}, "weight_map": places}
     path = folder / f"{_WEIGHTS}.index.json"
@@ -254,7 +293,7 @@ def _write_shards(
     synchronize(path)
 
 
-def _write(file: BinaryIO, tensors: Sequence[_Tensor], path: Path) -> None:
+def _write(tensors: Sequence[_Tensor], path: Path) -> None:
     """Write one safetensors file, as its library does to the byte."""
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -266,17 +305,19 @@ def _write(file: BinaryIO, tensors: Sequence[_Tensor], path: Path) -> None:
     with path.open("wb") as copy:
         copy.write(len(head).to_bytes(8, "little") + head)
         for x in tensors:
-            for block in _blocks(file, x):
-                copy.write(block)
+            for run in x.runs:
+                for block in _blocks(run, x.name):
+                    copy.write(block)
     synchronize(path)
 
 
-def _blocks(file: BinaryIO, x: _Tensor) -> Iterator[bytes]:
-    file.seek(x.begin)
-    left = x.size
-    while left:
-        block = file.read(min(left, _BLOCK))
-        if not block:
-            raise OSError(f"the file ends within {x.name}")
-        left -= len(block)
-        yield block
+def _blocks(run: _Run, name: str) -> Iterator[bytes]:
+    with run.path.open("rb") as file:
+        file.seek(run.begin)
+        left = run.size
+        while left:
+            block = file.read(min(left, _BLOCK))
+            if not block:
+                raise OSError(f"the file ends within {name}")
+            left -= len(block)
+            yield block

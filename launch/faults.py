@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 from collections import deque
@@ -14,7 +13,6 @@ __all__ = [
     "CRASH",
     "LOGS",
     "USAGE",
-    "clear_stale_locks",
     "explain",
     "first_rank",
     "say",
@@ -118,36 +116,6 @@ def tell_once(message: str, folder: Path, rank: int, *, usage: bool) -> None:
     else:
         lines = "".join(f"rank {rank} | {line}\n" for line in message.splitlines())
         print(lines, end="", file=sys.stderr, flush=True)
-
-
-def clear_stale_locks(folder: Path) -> list[Path]:
-    """Remove the locks that builders of extensions have left behind by dying; return them.
-
-    ``torch.utils.cpp_extension``, and so DeepSpeed, marks a build by a file ``NAME/lock``, which
-    it holds open and which a SIGKILL leaves there; whoever needs the extension later waits for it
-    without end. A lock that no process on this machine has open is such a one. Do not call it for
-    a folder that several machines share.
-
-    Args:
-        folder: Where the extensions are built: ``TORCH_EXTENSIONS_DIR``, or a folder of
-            ``~/.cache/torch_extensions``.
-    """
-    left = [path for path in sorted(folder.glob("**/lock")) if path.is_file()]
-    if not left or not sys.platform.startswith("linux"):
-        return []
-    held = set()
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):  # ended in the meantime, or another user's
-            found = descriptor.stat()
-            held.add((found.st_dev, found.st_ino))
-    removed = []
-    for path in left:
-        with contextlib.suppress(OSError):
-            found = path.stat()
-            if (found.st_dev, found.st_ino) not in held and found.st_uid == os.getuid():
-                path.unlink()
-                removed.append(path)
-    return removed
 
 
 def _name(number: int) -> str:

@@ -9,6 +9,8 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
+from launch.placement import whole_of
+
 __all__ = ["Muon", "orthogonalized"]
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -47,7 +49,12 @@ class Muon(torch.optim.Optimizer):
         params: Matrices.
         lr: Step size; an update has singular values near it.
         momentum: Of the gradient's average.
+
+    Where a process holds pieces of the matrices, it averages its pieces, gathers the average whole,
+    one shape at a time, and takes its pieces of the update.
     """
+
+    elementwise = True  # as far as a strategy is concerned that cuts matrices into pieces
 
     def __init__(
         self, params: Iterable[nn.Parameter], *, lr: float = 0.02, momentum: float = 0.95
@@ -55,7 +62,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
         for group in self.param_groups:
             for p in group["params"]:
-                if p.ndim != 2:
+                if p.ndim != 2:  # so it is before it may be cut into pieces
                     raise ValueError(f"Muon takes matrices, got a parameter of {tuple(p.shape)}")
 
     @overload
@@ -73,7 +80,8 @@ class Muon(torch.optim.Optimizer):
             alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    alike[p.shape].append(p)
+                    whole = whole_of(p)
+                    alike[p.shape if whole is None else whole.shape].append(p)
             for parameters in alike.values():
                 self._update(parameters, group["lr"], group["momentum"])
         return loss
@@ -88,7 +96,15 @@ class Muon(torch.optim.Optimizer):
             averages.append(state["momentum_buffer"])
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, averages, momentum)
-        updates = orthogonalized(torch.stack(list(ahead)))
-        rows, columns = parameters[0].shape
+        wholes = [whole_of(p) for p in parameters]
+        matrices = [
+            x if whole is None else whole.gather(x) for x, whole in zip(ahead, wholes, strict=True)
+        ]
+        updates = list(orthogonalized(torch.stack(matrices)).unbind())
+        rows, columns = matrices[0].shape
         scale = lr * max(1.0, rows / columns) ** 0.5
-        torch._foreach_add_([p.data for p in parameters], list(updates.unbind()), alpha=-scale)
+        mine = [
+            update if whole is None else whole.cut(update, p)
+            for update, whole, p in zip(updates, wholes, parameters, strict=True)
+        ]
+        torch._foreach_add_([p.data for p in parameters], mine, alpha=-scale)

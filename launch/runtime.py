@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from launch import saving, streams
 from launch.artifacts import Artifacts
-from launch.backends import Backend, Precision, Strategy
+from launch.backends import Backend
 from launch.batch import Splittable
 from launch.checkpoint import Stateful
-from launch.config import resumable
 from launch.errors import UsageError
 from launch.export import ARCHITECTURE
 from launch.folder import Claim, atomic_write, claim
 from launch.hang import watched
 from launch.memory import checkpoint_activations, keep_freed_memory
 from launch.metrics import Console, JsonLines, Metric, Phases, combine, truncate_lines
+from launch.placement import placement_of
+from launch.settings import RuntimeConfig
 from launch.signals import HeldSignals
 from launch.stepping import TrainingStep
 
@@ -36,35 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Runtime", "RuntimeConfig"]
 
 B = TypeVar("B", bound=Splittable)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RuntimeConfig:
-    """How a run uses the machine. None of it changes a figure but by rounding."""
-
-    strategy: Strategy = "auto"
-    """``single``: one process; ``ddp``: several, each with the whole model; ``auto`` finds out."""
-    precision: Precision = "fp32"
-    """Of the forward pass; weights and optimizer state stay in float32."""
-    activation_checkpointing: bool = resumable(False)
-    """Compute a language model's layers again in the backward pass: less memory, more time."""
-    keep: int = resumable(2)
-    """Newest checkpoints that stay."""
-    threads: int | None = resumable(None)
-    """Threads of torch in each process; None leaves torch's own choice."""
-    hang_seconds: float | None = resumable(None)
-    """The longest a step may take after a launch's first, then the job ends; None: for ever."""
-
-    def __post_init__(self) -> None:
-        if self.keep < 1:
-            raise ValueError(f"keep={self.keep}: at least one checkpoint has to stay")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads={self.threads}: give at least 1, or null for torch's choice")
-        if self.hang_seconds is not None and not 0 < self.hang_seconds < math.inf:
-            raise ValueError(
-                f"hang_seconds={self.hang_seconds}: give the longest a step may take, more than "
-                "0 s, or null for no limit"
-            )
 
 
 class Runtime:
@@ -113,7 +84,15 @@ class Runtime:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         keep_freed_memory()
-        self.backend = Backend(config.strategy, config.precision, processes, trackers)
+        self.backend = Backend(
+            config.strategy,
+            config.precision,
+            processes,
+            trackers,
+            offload=config.offload,
+            deepspeed=config.deepspeed,
+        )
+        self.backend.check_alike(config_yaml, config, seed)
         self._claim: Claim | None = None
         self._title = "training"
         self._architectures: dict[Path, Callable[[Path], None]] = {}
@@ -139,7 +118,12 @@ class Runtime:
         self.output = output
         self.phase = Phases()
         self._begun = False
+        self._held_is_logged = False
         self._training = TrainingStep(self.backend, output)
+        self._models: list[nn.Module] = []
+        self._saver: saving.Saver | None = None
+        if output is not None:
+            self._saver = saving.Saver(self.backend, output / "checkpoints", self.config.keep)
         writes = output is not None and self.is_main
         self._metrics = JsonLines(output / "metrics.jsonl") if output and writes else None
         self._artifacts = Artifacts(output) if output and writes else None
@@ -218,13 +202,55 @@ class Runtime:
 
     # -- the training step -------------------------------------------------------------------
 
-    def prepare(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Move a model to its device and wrap it for the strategy; one optimizer a model."""
-        if self.config.activation_checkpointing:
+    @overload
+    def prepare(self, model: nn.Module) -> nn.Module: ...
+    @overload
+    def prepare(self, model: nn.Module, optimizer: Optimizer, /) -> tuple[nn.Module, Optimizer]: ...
+    @overload
+    def prepare(self, model: nn.Module, *optimizers: Optimizer) -> tuple[Any, ...]: ...
+    def prepare(self, model: nn.Module, *optimizers: Optimizer) -> nn.Module | tuple[Any, ...]:
+        """Move a model to its device, and place it over the processes as the strategy has it.
+
+        The optimizers are those of its parameters, usually one. Under a strategy that cuts tensors
+        they are given the pieces, so build them before and use what is returned, which is the same
+        objects. A frozen model has none, and comes back alone.
+
+        While it is prepared, go through the prepared model, or ``run.gathered``. When the loop of
+        ``run.steps`` has ended, the model is whole again.
+
+        Returns:
+            The prepared model, and the optimizers.
+
+        Raises:
+            UsageError: The strategy is not possible with this model or optimizer.
+        """
+        if self.config.activation_checkpointing and optimizers:
             checkpoint_activations(model)
-        return self.backend.prepare(model), optimizer
+        prepared = self.backend.prepare(model, optimizers)
+        self._models.append(prepared)
+        return (prepared, *optimizers) if optimizers else prepared
+
+    @contextlib.contextmanager
+    def gathered(self, *models: nn.Module) -> Iterator[None]:
+        """Have models whole, and as they were given to ``prepare``, inside the block.
+
+        For what reads the weights otherwise than through the prepared model: rollouts, evaluation,
+        a copy for a target network. Changes made to them inside the block are lost. Every process
+        has to enter it; where models are whole anyhow, it costs nothing.
+        """
+        with contextlib.ExitStack() as stack:
+            for model in models:
+                stack.enter_context(placement_of(model).gathered())
+            yield
+
+    def release(self, *models: nn.Module) -> None:
+        """Make prepared models whole and ordinary again: by default all of this run or stage.
+
+        Every process has to call it; ``run.steps`` does at its end.
+        """
+        for model in models or self._models:
+            self.backend.release(model)
+        self._models = [] if not models else [x for x in self._models if x not in models]
 
     def micro_batches(self, batch: B, rows: int) -> Iterator[B]:
         """Yield this process's ``batch`` in parts of at most ``rows`` rows.
@@ -274,9 +300,9 @@ class Runtime:
         """Yield 1 ... ``total``, and see to resuming, saving, signals and the progress display.
 
         A resumed run goes on after its newest whole checkpoint. ``state`` is saved every
-        ``save_every`` steps (0: never between) and at the end. SIGTERM and Ctrl-C finish the step,
-        save, and exit with 128 + signal. The display is entitled ``title``, by default the stage's
-        name.
+        ``save_every`` steps (0: never between) and at the end. SIGTERM, SIGUSR1 and Ctrl-C finish
+        the step, save, and exit with 128 + signal. After the last step the models are released. The
+        display is entitled ``title``, by default the stage's name.
         """
         done = self.restore(state) if self.resume else 0
         if done > total:
@@ -299,21 +325,31 @@ class Runtime:
                 begin(step)
                 yield step
                 stop = self._agree(signals.received)
-                if stop or step == total or self.due(step, save_every):
+                if stop or step == total:
                     self.save(step, state)
+                elif self.due(step, save_every):
+                    self._begin_saving(step, state)
                 if stop:
                     raise SystemExit(128 + stop)
         self._console = None
+        self.release()
 
     def due(self, step: int, every: int) -> bool:
         """Return whether something that happens every ``every`` steps (0: never) is due."""
         return every > 0 and step % every == 0
 
     def _agree(self, signal: int) -> int:
-        """Return a signal that any process has received, so that all stop at the same step."""
-        if self.world_size == 1:
-            return signal
-        return int(self.backend.all_reduce(torch.tensor(signal), largest=True))
+        """Return a signal that any process has received, so that all stop at the same step.
+
+        A checkpoint whose files all processes have written is completed here.
+        """
+        writes = self._saver is not None and self._saver.is_writing
+        if self.world_size > 1:
+            found = self.backend.all_reduce(torch.tensor([signal, int(writes)]), largest=True)
+            signal, writes = int(found[0]), bool(found[1])
+        if self._saver is not None and self._saver.is_begun and not writes:
+            self._saver.finish()
+        return signal
 
     def save(self, step: int, state: Mapping[str, Stateful]) -> None:
         """Write the checkpoint after ``step`` steps; without a run folder, nothing.
@@ -321,12 +357,18 @@ class Runtime:
         Raises:
             UsageError: It could not be written; the checkpoints before it are intact.
         """
-        if self.output is None:
+        self._begin_saving(step, state)
+        if self._saver is not None:
+            with self.phase("save"):
+                self._saver.finish()
+
+    def _begin_saving(self, step: int, state: Mapping[str, Stateful]) -> None:
+        """Copy the state, and have it written while training goes on."""
+        if self._saver is None:
             return
         with self.phase("save"):
             saving.keep_architectures(self.backend, self._architectures)
-            seconds, keep = self._seconds(), self.config.keep
-            saving.save(self.backend, self.output / "checkpoints", step, state, seconds, keep)
+            self._saver.save(step, state, self._seconds())
 
     def keep_architecture(self, write: Callable[[Path], None]) -> None:
         """Keep in ``architecture/`` what ``monro export`` needs besides a checkpoint.
@@ -350,6 +392,7 @@ class Runtime:
         if self.output is None:
             return 0
         step, seconds = saving.restore(self.backend, self.output / "checkpoints", state)
+        self._held_is_logged = step > 0
         self._start = time.perf_counter() - seconds
         self.backend.on_main(lambda: self._drop_records_after(step))
         return step
@@ -367,10 +410,19 @@ class Runtime:
     def log(self, step: int, metrics: Mapping[str, Metric]) -> dict[str, float]:
         """Write one record of ``metrics.jsonl``, show it, and return its figures.
 
+        The first of a run tells how many bytes of parameters and of optimizer state a process
+        holds, at most.
+
         ``Mean`` and ``Rate`` are combined over all processes in one exchange; a plain number or a
         scalar tensor is taken from the main process as it is.
         """
         now = time.perf_counter()
+        if self._models and not self._held_is_logged:
+            parameters, states = self.backend.held_bytes()
+            metrics = {**metrics, "bytes/parameters": parameters, "bytes/optimizer": states}
+            self._held_is_logged = True
+        if self.config.precision == "fp16":
+            metrics = {**metrics, "skipped_steps": self.skipped_steps}
         figures = combine(metrics, self.backend.all_reduce, now - self._last_log)
         self._last_log = now
         if not self.is_main:
@@ -470,6 +522,8 @@ class Runtime:
         trace: TracebackType | None,
     ) -> None:
         self.close_files()
+        if self._saver is not None and self.world_size == 1:
+            self._saver.finish()  # of what was begun before an error, nothing is lost
         if self._claim is not None:  # a run that failed before any work leaves no folder behind
             self._claim.__exit__(kind, error, trace)
         self.backend.end()

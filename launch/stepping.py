@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from launch.backends import Backend
 from launch.batch import Splittable
 from launch.errors import UsageError
+from launch.placement import whole_of
 
 __all__ = ["TrainingStep"]
 
@@ -56,9 +57,13 @@ class TrainingStep:
 
     def step(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
         """Clip, update, clear; return the norm before clipping. An infinite loss is an error."""
+        placements = self.backend.placements(optimizer)
+        for placement in placements:
+            placement.collect(optimizer)
         self.backend.unscale(optimizer)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = _clip([p.grad for p in trained if p.grad is not None], max_norm)
+        norm = self._norm(trained, sharded=any(x.sharded for x in placements))
+        _clip([p.grad for p in trained if p.grad is not None], norm, max_norm)
         losses = [loss.float() for loss, *_ in self._losses]
         self.loss = self.backend.all_reduce(
             sum(losses[1:], start=losses[0]) if losses else norm.new_zeros(())
@@ -71,7 +76,20 @@ class TrainingStep:
             self.skipped_steps += 1
         for p in trained:
             p.grad = None
+        for placement in placements:
+            placement.publish()
+            placement.clear(optimizer)
         return norm
+
+    def _norm(self, trained: list[nn.Parameter], *, sharded: bool) -> Tensor:
+        """Return the norm of the whole gradient, of which this process may hold pieces."""
+        whole = [p.grad for p in trained if p.grad is not None and whole_of(p) is None]
+        norm = _norm(whole)
+        if not sharded:
+            return norm
+        pieces = [p.grad for p in trained if p.grad is not None and whole_of(p) is not None]
+        squares = self.backend.all_reduce(_norm(pieces).double().square())
+        return (norm.to(squares).square() + squares).sqrt().float()
 
     def _not_finite(self, norm: Tensor) -> str:
         """Save the rows whose loss is not finite; return what there is to say."""
@@ -96,17 +114,20 @@ class TrainingStep:
         )
 
 
-def _clip(gradients: list[Tensor], max_norm: float | None) -> Tensor:
-    """Scale gradients down to a norm of ``max_norm`` over all of them; return the norm before.
+def _clip(gradients: list[Tensor], norm: Tensor, max_norm: float | None) -> None:
+    """Scale gradients of norm ``norm`` down to a norm of ``max_norm`` over all of them."""
+    if gradients and max_norm is not None:
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """Return the norm of all elements together.
 
     ``nn.utils.clip_grad_norm_`` does the same in twice the time: it asks for every tensor's device.
     """
     if not gradients:
         return torch.zeros(())
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    if max_norm is not None:
-        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
-    return norm
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
 def _plain(part: object) -> object:

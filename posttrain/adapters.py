@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from launch.checkpoint import Stateful
 from launch.errors import UsageError
 from launch.folder import atomic_write
+from launch.placement import assign, whole_state
 from posttrain.decoder import Untyped
 from posttrain.decoder_adapters import is_adapted, merged_weight
 from posttrain.models import LanguageModel, quiet
@@ -188,16 +189,14 @@ class _AdapterState:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return every adapter's matrices by name."""
-        return {name: p.detach() for name, p in _adapters(self.model).items()}
+        return whole_state(self.model, _adapters(self.model))
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Tensor], /) -> None:
         """Take what ``state_dict`` returned."""
-        own = _adapters(self.model)
-        if own.keys() != state_dict.keys():
+        if _adapters(self.model).keys() != state_dict.keys():
             raise UsageError("the checkpoint has adapters of other layers: resume with its lora")
-        for name, p in own.items():
-            p.copy_(state_dict[name])
+        assign(self.model, state_dict)
 
 
 def save_adapter(model: Untyped, folder: Path) -> None:

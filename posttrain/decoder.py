@@ -10,10 +10,10 @@ computed through its own ``forward`` instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from generative.attention.rotary import neighbours, rotary_turns
+from launch.placement import has_own_hooks, inside, is_marked, own_kind
 from posttrain.decoder_adapters import (
     LowRank,
     add_low_rank,
@@ -35,7 +36,6 @@ from posttrain.decoder_kernels import Affine, linear, rms_norm, swiglu
 from posttrain.decoder_layout import Heads, Layout
 
 __all__ = [
-    "HOOKS",
     "Decoder",
     "DecoderLayer",
     "HeadKind",
@@ -53,8 +53,6 @@ _FAMILIES = ("Llama", "Qwen2", "Qwen3", "Mistral")
 _PARTS = ("Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
 _ROPE = ("default", "linear", "llama3", "yarn")  # those whose frequencies never change
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Where a module keeps what else is called around its forward."""
 
 
 def unsupported(model: nn.Module, head: HeadKind = "ForCausalLM") -> str | None:
@@ -80,14 +78,14 @@ def unsupported(model: nn.Module, head: HeadKind = "ForCausalLM") -> str | None:
                 return f"its module {name} {reason}"
             adapted = f"{name}."
             continue
-        kind = type(module)
+        kind = own_kind(module)
         known = kind in (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU) or (
             kind.__module__ == home and kind.__name__.removeprefix(family) in (head, *_PARTS)
         )
         known = known or (head != "ForCausalLM" and name == "dropout" and kind is nn.Dropout)
         if not known and kind.__name__ not in ("SiLUActivation", "SiLU"):
             return f"its module {name or 'itself'} is a {kind.__name__}"
-        if "forward" in vars(module) or any(getattr(module, hooks) for hooks in HOOKS):
+        if "forward" in vars(module) or has_own_hooks(module):
             return f"its module {name or 'itself'} has a hook or another forward"
     return _unsupported_config(model, family)
 
@@ -143,6 +141,14 @@ class DecoderLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class _CutLayer:
+    """A layer whose parameters are there inside its own forward alone."""
+
+    module: nn.Module
+    read: Callable[[], DecoderLayer]
+
+
+@dataclass(frozen=True, slots=True)
 class Decoder:
     """A model's parameters as its forward pass uses them.
 
@@ -152,6 +158,11 @@ class Decoder:
 
     embedding: nn.Embedding
     layers: tuple[DecoderLayer, ...]
+    """Empty where a strategy has cut them."""
+    cut: tuple[_CutLayer, ...]
+    """What the strategy has cut, to be read inside each layer's own forward."""
+    windows: tuple[int | None, ...]
+    """Of each layer."""
     norm: Tensor
     head: nn.Linear
     heads: Heads
@@ -223,15 +234,16 @@ class Decoder:
         run = self._layer
         if self.checkpoints and torch.is_grad_enabled():
             run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
-        for i, layer in enumerate(self.layers):
-            last = layer is self.layers[-1]
+        layers: Sequence[DecoderLayer | _CutLayer] = self.cut or self.layers
+        for i, layer in enumerate(layers):
+            last = layer is layers[-1]
             taken = None if record is None else partial(record, i)
             x = run(layer, x, turns, layout, wanted if last else None, taken)
         return self.final_norm(x)
 
     def _layer(
         self,
-        layer: DecoderLayer,
+        layer: DecoderLayer | _CutLayer,
         x: Tensor,
         turns: Tensor,
         layout: Layout,
@@ -239,6 +251,13 @@ class Decoder:
         record: Callable[[Tensor], None] | None,
     ) -> Tensor:
         """Return what a layer makes of ``(N, D)``, of all tokens or of those wanted."""
+        if isinstance(layer, _CutLayer):
+            read = layer.read
+
+            def whole(x: Tensor) -> Tensor:
+                return self._layer(read(), x, turns, layout, wanted, record)
+
+            return inside(layer.module, whole, x)
         qkv = rotate(self.project(layer, x), turns)
         if record is not None:
             record(qkv)
@@ -266,11 +285,17 @@ def read_decoder(model: Untyped, *, merged: bool = False) -> Decoder:
     keys = attention.k_proj.out_features // width
     weight = inner.norm.weight
     exact = torch.promote_types(weight.dtype, torch.float32)
+    windows = tuple(_window(layer.self_attn, model.config) for layer in inner.layers)
+    reads = [
+        partial(_read_layer, layer, window, queries, keys, merged=merged)
+        for layer, window in zip(inner.layers, windows, strict=True)
+    ]
+    is_cut = is_marked(inner.layers[0])
     return Decoder(
         embedding=inner.embed_tokens,
-        layers=tuple(
-            _read_layer(layer, model.config, queries, keys, merged=merged) for layer in inner.layers
-        ),
+        layers=() if is_cut else tuple(read() for read in reads),
+        cut=tuple(map(_CutLayer, inner.layers, reads)) if is_cut else (),
+        windows=windows,
         norm=weight,
         head=model.lm_head if hasattr(model, "lm_head") else model.score,
         heads=Heads(queries=queries, keys=keys, width=width, scale=attention.scaling),
@@ -281,8 +306,14 @@ def read_decoder(model: Untyped, *, merged: bool = False) -> Decoder:
     )
 
 
+def _window(attention: Untyped, config: Untyped) -> int | None:
+    if type(attention).__name__ == "MistralAttention":
+        return cast("int | None", config.sliding_window)
+    return getattr(attention, "sliding_window", None)
+
+
 def _read_layer(
-    layer: Untyped, config: Untyped, queries: int, keys: int, *, merged: bool
+    layer: Untyped, window: int | None, queries: int, keys: int, *, merged: bool
 ) -> DecoderLayer:
     attention, mlp = layer.self_attn, layer.mlp
     read = partial(read_linear, merged=merged)
@@ -296,10 +327,6 @@ def _read_layer(
     if hasattr(attention, "q_norm"):
         norms = (attention.q_norm.weight[order], attention.k_norm.weight[order])
         qk_norm = torch.cat([w.expand(n, -1) for w, n in zip(norms, (queries, keys), strict=True)])
-    if type(attention).__name__ == "MistralAttention":
-        window = config.sliding_window
-    else:
-        window = getattr(attention, "sliding_window", None)
     return DecoderLayer(
         input_norm=layer.input_layernorm.weight,
         qkv=torch.cat([projection.weight for projection in projections]).index_select(0, rows),

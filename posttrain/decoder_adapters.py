@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from launch.placement import has_own_hooks
 from posttrain.decoder_kernels import Affine, linear
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
 Untyped: TypeAlias = Any  # a layer of peft's: its attributes have no types
 LowRank: TypeAlias = tuple[Tensor, Tensor]
 """``(R, D)`` A and ``(M, R)`` scaled B: what is added is ``x @ A.T @ B.T``."""
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _VARIANTS = ("lora_variant", "lora_embedding_A", "lora_magnitude_vector")
 
 
@@ -59,7 +59,7 @@ def unreadable(module: Untyped) -> str | None:
     if any(type(part) is not nn.Linear for part in (a, b, base)) or not (a.bias is b.bias is None):
         return "has an adapter of something else than plain matrices"
     for part in (module, *module.modules()):
-        if "forward" in vars(part) or any(getattr(part, hooks) for hooks in _HOOKS):
+        if "forward" in vars(part) or has_own_hooks(part):
             return "has a hook or another forward in its adapter"
     return None
 

@@ -233,7 +233,7 @@ def _shared(
     prompt_lengths = _check_shared(tokens, group_size, prompt_lengths)
     decoder = read_decoder(model) if len(tokens) and _decodable(model) else None
     if decoder is None or any(
-        layer.window is not None and layer.window < tokens.shape[1] for layer in decoder.layers
+        window is not None and window < tokens.shape[1] for window in decoder.windows
     ):
         return _plain(model, tokens, mask, None, temperature, with_entropy=with_entropy)
     wanted = mask.bool() & ~_document_starts(tokens, None)

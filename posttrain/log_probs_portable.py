@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from posttrain.decoder import HOOKS, Untyped
+from launch.errors import UsageError
+from launch.placement import has_own_hooks, is_marked
+from posttrain.decoder import Untyped
 from posttrain.decoder_positions import forget_lengths, same_frequencies_up_to
 from posttrain.log_probs_divergence import Between, Compared, compare_logits
 from posttrain.log_probs_head import head_log_probs
@@ -72,13 +74,15 @@ def portable_log_probs(
     out = torch.zeros(tokens.numel(), dtype=torch.float32, device=tokens.device)
     entropy = torch.zeros_like(out)
     if not bool(wanted.any()):
-        one = torch.zeros((1, 1), dtype=torch.int64, device=tokens.device)
-        nothing = 0.0 * call_model(model, one).sum()
-        return (out + nothing).view(tokens.shape), entropy.view(tokens.shape)
+        fed, named, follows = _one(tokens)
+        found, _ = _chosen(
+            model, fed, named, follows, fed[0], temperature, with_entropy=with_entropy
+        )
+        return (out + 0.0 * found.sum()).view(tokens.shape), entropy.view(tokens.shape)
     places, figures = [], []
     flat = tokens.reshape(-1).long()
     alone = _frequencies_change(model, wanted, position_ids)
-    at_once = 1 if alone else _tokens_at_once(model, tokens.numel())
+    at_once = _in_passes(1 if alone else _tokens_at_once(model, tokens.numel()), model)
     for rows in _rows(wanted, starts, at_once, whole=alone):
         fed, named, follows = _inputs(flat, wanted, rows, position_ids)
         columns = rows[follows] + 1
@@ -101,13 +105,13 @@ def portable_states(
     With nothing wanted, one state of no column. Arguments are those of ``portable_log_probs``.
     """
     if not bool(wanted.any()):
-        one = torch.zeros((1, 1), dtype=torch.int64, device=tokens.device)
-        real = torch.ones_like(one)
-        found = _hidden_states(model, one, {"attention_mask": real}, real.bool())
-        return found, one[0, :0]
+        fed, named, follows = _one(tokens)
+        one = checkpoint(_hidden_states, model, fed, named, follows, use_reentrant=False)
+        return one, fed[0, :0]
     flat = tokens.reshape(-1).long()
     alone = _frequencies_change(model, wanted, None)
     at_once = 1 if alone else max(_TOKENS, _tokens_at_once(model, tokens.numel()))
+    at_once = _in_passes(at_once, model)
     places: list[Tensor] = []
     states: list[Tensor] = []
     for rows in _rows(wanted, starts, at_once, whole=alone):
@@ -115,6 +119,16 @@ def portable_states(
         states.append(checkpoint(_hidden_states, model, fed, named, follows, use_reentrant=False))
         places.append(rows[follows] + 1)
     return torch.cat(states), torch.cat(places)
+
+
+def _one(tokens: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Return the arguments of a pass over one token, for a process that has none.
+
+    The pass is as the others', so that a strategy gathers as often for it as they do.
+    """
+    fed = torch.zeros((1, 1), dtype=torch.int64, device=tokens.device)
+    real = torch.ones_like(fed)
+    return fed, {"attention_mask": real}, real.bool()
 
 
 def _inputs(
@@ -169,12 +183,16 @@ def portable_divergences(
     """Return ``(B, T)`` of ``compare_logits``, each model through its own ``forward``."""
     out = torch.zeros((3, tokens.numel()), dtype=torch.float32, device=tokens.device)
     if not bool(wanted.any()):
-        one = torch.zeros((1, 1), dtype=torch.int64, device=tokens.device)
-        out = out + 0.0 * call_model(student, one).sum()
-        return _compared(out, tokens)
+        found = checkpoint(
+            _compare_by_forward,
+            *(student, teacher, *_one(tokens), between, temperature),
+            use_reentrant=False,
+        )
+        return _compared(out + 0.0 * found[0].sum(), tokens)
     flat, models = tokens.reshape(-1).long(), (student, teacher)
     alone = any(_frequencies_change(model, wanted, None) for model in models)
     at_once = 1 if alone else max(1, min(_LOGITS // _vocabulary(m) for m in models) // 4)
+    at_once = _in_passes(at_once, *models)
     places, figures = [], []
     for rows in _rows(wanted, starts, at_once, whole=alone):
         fed, named, follows = _inputs(flat, wanted, rows, None)
@@ -217,7 +235,7 @@ def _matrix_head(model: Untyped) -> nn.Linear | None:
         return None
     head = model.get_output_embeddings()
     for module in (model, head):
-        if "forward" in vars(module) or any(getattr(module, hooks) for hooks in HOOKS):
+        if "forward" in vars(module) or has_own_hooks(module):
             return None
     return head if type(head) is nn.Linear else None
 
@@ -256,6 +274,22 @@ def _tokens_at_once(model: nn.Module, count: int) -> int:
     if _matrix_head(model) is not None:
         return max(at_once, _TOKENS)
     return min(at_once, -(-count // 4))  # never all logits at once, however few
+
+
+def _in_passes(at_once: int, *models: nn.Module) -> int:
+    """Return how many tokens a pass takes: all, where a strategy gathers what a pass needs.
+
+    Processes that hold other lengths would else gather unequally often, and wait for ever.
+    """
+    if not any(is_marked(module) for model in models for module in model.modules()):
+        return at_once
+    if at_once == 1:
+        raise UsageError(
+            "rows are so long that the model's rotary frequencies depend on their length, so each "
+            "is a pass of its own; under strategies zero3 and fsdp processes have to run equally "
+            "many: use zero2 or ddp"
+        )
+    return 1 << 62
 
 
 def _frequencies_change(model: nn.Module, wanted: Tensor, position_ids: Tensor | None) -> bool:

@@ -147,7 +147,7 @@ def _scores(
         states, columns = portable_states(model, wide, wanted, starts)
     else:
         decoder = read_decoder(model)
-        windows = [layer.window for layer in decoder.layers if layer.window is not None]
+        windows = [window for window in decoder.windows if window is not None]
         if shared is None or min(windows, default=wide.shape[1]) < wide.shape[1]:
             plan = plain_plan(wanted, starts, None)
         else:

@@ -241,11 +241,12 @@ def iterations(
     """
     headline = ("episode/return", "eval/return", "speed/env_steps")
     for step in run.steps(total, state=state, save_every=save_every, headline=headline):
+        if not progress.stopped:
+            yield step
+            if progress.stopped:
+                run.save(step, state)
         if progress.stopped:
-            return
-        yield step
-        if progress.stopped:
-            run.save(step, state)
+            run.release()
             return
 
 

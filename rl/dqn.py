@@ -26,6 +26,7 @@ from rl.off_policy import (
     TargetNetwork,
     check_action_space,
     check_learning,
+    check_whole,
     env_action_space,
     means,
 )
@@ -140,6 +141,7 @@ def train(cfg: DQNConfig, run: Runtime) -> Policy:
     Raises:
         UsageError: No such environment; an action space that is not Discrete; NaN.
     """
+    check_whole("DQN", run)
     envs = own_envs(cfg, run)
     spaces = envs.envs.observation_space, envs.envs.action_space
     _check_actions(spaces[1])

@@ -38,6 +38,7 @@ __all__ = [
     "TargetNetwork",
     "check_action_space",
     "check_learning",
+    "check_whole",
     "collect",
     "env_action_space",
     "frozen",
@@ -225,6 +226,16 @@ class TargetNetwork(Generic[N]):
 
 
 # -- spaces --------------------------------------------------------------------------------------
+
+
+def check_whole(algorithm: str, run: Runtime) -> None:
+    """Raise UsageError where a strategy would cut the networks."""
+    if run.config.strategy in ("zero3", "fsdp"):
+        raise UsageError(
+            f"strategy={run.config.strategy} is not possible with {algorithm}: it reads the whole "
+            "networks at every step, to act and for the copies that follow them; use ddp, zero1 or "
+            "zero2"
+        )
 
 
 def check_action_space(algorithm: str, space: Space, kinds: Sequence[str], instead: str) -> None:

@@ -144,7 +144,7 @@ class Learner:
         Rewards come scaled, if they are to be. Running moments take in what was seen afterwards.
         """
         draws = self.law.draws((length, self.cfg.envs), self.run.stream("actions", step, index))
-        with self.run.phase("rollout"):
+        with self.run.phase("rollout"), self.run.gathered(self.model):
             seen = self._player.play(draws[:, self.mine.start : self.mine.stop], whole=whole)
             if self._rewards is not None:
                 ended = (seen.terminated | seen.truncated).numpy()
@@ -189,7 +189,8 @@ class Learner:
         """
         figures = {"env_steps": env_steps, **figures, **episode_figures(self.envs.envs, self.run)}
         if evaluates:
-            figures |= self.progress.evaluate(self.cfg, self.policy, self.run)
+            with self.run.gathered(self.model):
+                figures |= self.progress.evaluate(self.cfg, self.policy, self.run)
         self.run.log(step, figures | {"speed/env_steps": Rate(taken)})
 
     def log_iteration(self, step: int, figures: dict[str, Metric], course: Course) -> None:

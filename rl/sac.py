@@ -24,6 +24,7 @@ from rl.off_policy import (
     TargetNetwork,
     check_action_space,
     check_learning,
+    check_whole,
     env_action_space,
     frozen,
     means,
@@ -141,6 +142,7 @@ def train(cfg: SACConfig, run: Runtime) -> Policy:
     Raises:
         UsageError: No such environment; an action space that is neither Box nor Discrete; NaN.
     """
+    check_whole("SAC", run)
     envs = own_envs(cfg, run)
     spaces = envs.envs.observation_space, envs.envs.action_space
     _check_actions(spaces[1])

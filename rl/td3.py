@@ -25,6 +25,7 @@ from rl.off_policy import (
     TargetNetwork,
     check_action_space,
     check_learning,
+    check_whole,
     env_action_space,
     frozen,
     means,
@@ -116,6 +117,7 @@ def train(cfg: TD3Config, run: Runtime) -> Policy:
     """
     from gymnasium import spaces
 
+    check_whole("TD3", run)
     envs = own_envs(cfg, run)
     observation_space, action_space = envs.envs.observation_space, envs.envs.action_space
     _check_actions(action_space)

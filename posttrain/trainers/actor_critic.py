@@ -150,7 +150,7 @@ def train_actor_critic(
     optimizers = dict(cfg.critic.optimizers(cfg.optimizer, pair))
     check_precision(optimizers, run)
     keep_architecture(lm.model, lm.tokenizer, run)
-    prepared, _ = run.prepare(pair, optimizers["optimizer"])
+    prepared, *_ = run.prepare(pair, *optimizers.values())
     engine = Engine(lm.model)
     collector = Collector(cfg, engine, lm, prompts, sampling, reward, run)
     state: dict[str, Stateful] = {"model": pair.policy, "critic": pair.critic, **optimizers}
@@ -162,10 +162,11 @@ def train_actor_critic(
     ):
         factor = cfg.schedule(step - 1, cfg.steps)
         rates = {name: set_learning_rate(x, factor) for name, x in optimizers.items()}
-        found = collector.collect(step)
+        with run.gathered(pair):
+            found = collector.collect(step)
         rollout, samples, scores = found.rollout, found.samples, found.scores
         batch = as_batch(rollout, trained_mask(rollout, cfg.mask_truncated)).to(run.device)
-        with run.phase("values"):
+        with run.phase("values"), run.gathered(pair):
             batch = with_old(cfg, pair, reference, batch, run)
         batch = with_returns(cfg, batch, scores, run)
         stream = run.stream("chosen", step)
@@ -183,7 +184,7 @@ def train_actor_critic(
             del figures["groups/flat"]  # a group of one has no spread to lack
         ends = cfg.probe_every > 0 and step in (1, cfg.steps)
         if probe is not None and (ends or run.due(step, cfg.probe_every)):
-            with run.phase("probe"):
+            with run.phase("probe"), run.gathered(pair):
                 figures |= probe(step, engine)
         run.log(step, figures)
         if cfg.samples_every and (step == 1 or run.due(step, cfg.samples_every)):

@@ -135,7 +135,8 @@ def train_on_policy_distillation(
         headline=("kl", "length/mean", "entropy" if reward is None else "reward"),
     ):
         learning_rate = set_learning_rate(optimizer, cfg.schedule(step - 1, cfg.steps))
-        found = collector.collect(step)
+        with run.gathered(student.model):
+            found = collector.collect(step)
         batch = as_batch(found.rollout).to(run.device)
         kl = entropy = torch.zeros((), device=run.device)
         with run.phase("update"):
@@ -156,7 +157,7 @@ def train_on_policy_distillation(
         }
         ends = cfg.probe_every > 0 and step in (1, cfg.steps)
         if probe is not None and (ends or run.due(step, cfg.probe_every)):
-            with run.phase("probe"):
+            with run.phase("probe"), run.gathered(student.model):
                 figures |= probe(step, engine)
         run.log(step, figures)
         if cfg.samples_every and (step == 1 or run.due(step, cfg.samples_every)):

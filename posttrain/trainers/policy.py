@@ -208,12 +208,10 @@ def train_grpo(
     parts = Minibatches(cfg, run)
     flat_groups = FlatGroups(rounds=cfg.dynamic_sampling.rounds if cfg.dynamic_sampling else 0)
     state: dict[str, Stateful] = {"model": trained_state(lm.model), "optimizer": optimizer}
-    state |= {"minibatches": parts} if cfg.minibatches > 1 else {}
-    state |= {"reference": reference.model} if cfg.refresh_every and reference else {}
     run.print(about_loss(cfg))
     for step in run.steps(
         cfg.steps,
-        state=state,
+        state=state | kept_besides(cfg, parts, reference),
         save_every=cfg.save_every,
         headline=("reward", "length/mean", "entropy"),
     ):
@@ -223,12 +221,13 @@ def train_grpo(
         figures: dict[str, Metric] = {}
         found = None
         if parts.are_due(step):
-            if servers is not None:
-                with run.phase("push"):
-                    servers.push(step - 1)
             longest = max_tokens(cfg, step)
-            found = collector.collect(step, serves=cfg.minibatches, max_tokens=longest)
-            parts.fill(as_trained(cfg, found, lm.model, reference, run), step)
+            with run.gathered(lm.model):
+                if servers is not None:
+                    with run.phase("push"):
+                        servers.push(step - 1)
+                found = collector.collect(step, serves=cfg.minibatches, max_tokens=longest)
+                parts.fill(as_trained(cfg, found, lm.model, reference, run), step)
             figures |= collected_figures(cfg, found)
         batch = parts.take(step)
         stream = run.stream("chosen", step)
@@ -245,7 +244,7 @@ def train_grpo(
         }
         ends = cfg.probe_every > 0 and step in (1, cfg.steps)
         if probe is not None and (ends or run.due(step, cfg.probe_every)):
-            with run.phase("probe"):
+            with run.phase("probe"), run.gathered(lm.model):
                 if servers is not None:
                     servers.push(step)
                 figures |= probe(step, engine)
@@ -254,6 +253,16 @@ def train_grpo(
             flat_groups.see(logged["groups/flat"], logged["reward"])
         if found is not None and samples_due(cfg, step):
             run.samples(step, sample_rows(found.samples[: cfg.group_size], found.scores))
+
+
+def kept_besides(
+    cfg: GRPOConfig, parts: Minibatches, reference: Reference | None
+) -> dict[str, Stateful]:
+    """Return what a checkpoint holds besides the policy and its optimizer."""
+    kept: dict[str, Stateful] = {"minibatches": parts} if cfg.minibatches > 1 else {}
+    if cfg.refresh_every and reference is not None:
+        kept["reference"] = reference.model
+    return kept
 
 
 def sampler(cfg: GRPOConfig, lm: LanguageModel, servers: Generates | None = None) -> Generates:

@@ -110,7 +110,8 @@ def train_preferences(
             seen: dict[str, Metric] = {}
             if needs_reference_point(cfg.objective):
                 others = unrelated_pairs([(pairs[i], pairs[j]) for i, j in mine], cfg.row_length)
-                point = reference_point(cfg, model, reference, others, run)
+                with run.gathered(model):
+                    point = reference_point(cfg, model, reference, others, run)
                 batch = replace(batch, reference_point=point.expand(len(batch.tokens)))
                 seen["reference_point"] = point
         with run.phase("update"):
@@ -132,7 +133,7 @@ def train_preferences(
         }
         ends = cfg.heldout_every > 0 and step in (1, cfg.steps)
         if len(heldout) and (ends or run.due(step, cfg.heldout_every)):
-            with run.phase("heldout"):
+            with run.phase("heldout"), run.gathered(model):
                 figures |= heldout_figures(cfg, model, reference, heldout, run)
         run.log(step, figures)
 

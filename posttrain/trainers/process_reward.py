@@ -114,7 +114,7 @@ def train_process_reward_model(
         }
         ends = cfg.heldout_every > 0 and step in (1, cfg.steps)
         if len(heldout) and (ends or run.due(step, cfg.heldout_every)):
-            with run.phase("heldout"):
+            with run.phase("heldout"), run.gathered(model):
                 figures |= heldout_figures(cfg, model, heldout, run, head)
         run.log(step, figures)
 

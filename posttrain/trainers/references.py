@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from launch.errors import UsageError
+from launch.placement import placement_of, whole_state
 from posttrain.adapters import adapters_off, has_adapters
 from posttrain.rollout.portable import evaluating
 
@@ -31,6 +32,7 @@ class Reference:
     def using(self) -> Iterator[nn.Module]:
         """Give the frozen model, on its device, until the end of the block."""
         with (
+            placement_of(self.model).gathered(),
             moved(self.model, self.device),
             adapters_off(self.model),
             evaluating(self.model),
@@ -40,7 +42,7 @@ class Reference:
 
     def refresh(self, policy: nn.Module) -> None:
         """Become the policy as it is now."""
-        self.model.load_state_dict(policy.state_dict())
+        self.model.load_state_dict(whole_state(policy), strict=False)
 
 
 def reference_of(

@@ -113,7 +113,7 @@ def train_reward_model(
         }
         ends = cfg.heldout_every > 0 and step in (1, cfg.steps)
         if len(heldout) and (ends or run.due(step, cfg.heldout_every)):
-            with run.phase("heldout"):
+            with run.phase("heldout"), run.gathered(model):
                 figures |= heldout_figures(cfg, model, heldout, run)
         run.log(step, figures)
 

@@ -20,16 +20,16 @@ COLLECTIVE = """Thread 0x01 (most recent call first):
   File "/python3.11/selectors.py", line 9 in select
 Current thread 0x02 (most recent call first):
   File "/site-packages/torch/distributed/distributed_c10d.py", line 3 in all_reduce
-  File "/home/launch/backends.py", line 2 in all_reduce
+  File "/of/launch/backends.py", line 2 in all_reduce
 """
 BACKWARD = """Current thread 0x02 (most recent call first):
   File "/site-packages/torch/autograd/graph.py", line 9 in _engine_run_backward
 """
-SAVING = 'Thread 0x02 (most recent call first):\n  File "/home/launch/checkpoint.py", line 3 in s\n'
+SAVING = 'Thread 0x02 (most recent call first):\n  File "/of/launch/checkpoint.py", line 3 in s\n'
 REWARD = """Thread 0x01 (most recent call first):
   File "/site-packages/torch/distributed/store.py", line 9 in wait
 Thread 0x02 (most recent call first):
-  File "/home/my/reward.py", line 3 in judge
+  File "/of/my/reward.py", line 3 in judge
   File "/site-packages/torch/distributed/distributed_c10d.py", line 3 in wrapper
 """
 

@@ -195,7 +195,7 @@ def test_full_disk_leaves_the_old_checkpoints_and_says_so(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("launch.checkpoint.save_state", full)
+    monkeypatch.setattr("launch.checkpoint.sums", full)
     with pytest.raises(UsageError, match=r"step 4 could not be written .*No space left.*--resume"):
         train(tmp_path / "run", 6, resume=True)
     monkeypatch.undo()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from launch.backends import Routed
+from launch.placement import Placement
 from posttrain.data.packing import Document, pack
 from posttrain.log_probs import (
     shared_prompt_log_probs,
@@ -289,7 +290,7 @@ def test_a_prepared_model_is_run_inside_its_wrapper(model_of: ModelOf) -> None:
             calls.append(function.__name__)
             return function(model, *arguments, **named)
 
-    routed = Routed(model, Wrapper(), None)
+    routed = Routed(Placement(model, Wrapper(), ()), None)
     ours = token_log_probs(routed, tokens, mask)
     assert bool((ours == token_log_probs(model, tokens, mask)).all())
     shared_prompt_log_probs(
