@@ -4,6 +4,8 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from launch import checkpoint
 from launch.batch import TensorBatch, shaped
 from launch.errors import UsageError
 from launch.metrics import Mean, Rate
@@ -303,3 +306,45 @@ def test_a_seed_that_keys_the_streams_counts_and_replaces_the_one_before() -> No
     run.key_by(0)
     assert len({plain, first, second}) == 3
     assert draw(run) == first
+
+
+@pytest.mark.distributed
+def test_processes_that_disagree_on_the_config_all_end() -> None:
+    done = two_processes(str(SCRIPT.with_name("disagree.py")))
+    said = "process 1 was given another config than process 0: start all with the same command"
+    for rank in (0, 1):
+        assert f"process {rank}: {said}" in done.stdout
+    assert "nobody noticed" not in done.stderr
+
+
+def test_a_large_checkpoint_is_written_while_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files are held back until step 3: till then the checkpoint of step 1 is not there."""
+    may_write, seen = threading.Event(), []
+    sums = checkpoint.sums
+
+    def held_back(folder: Path) -> dict[str, list[int]]:
+        assert may_write.wait(30)
+        return sums(folder)
+
+    monkeypatch.setattr("launch.saving._SMALL", 0)
+    monkeypatch.setattr("launch.checkpoint.sums", held_back)
+    model = nn.Linear(2, 2)
+    with Runtime(output=tmp_path / "run") as run:
+        prepared, optimizer = run.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        state = {"model": model, "optimizer": optimizer}
+        for step in run.steps(4, state=state, save_every=2):
+            if step == 3:
+                weight = model.weight.detach().clone()
+                may_write.set()
+                while run._saver is not None and run._saver.is_writing:
+                    time.sleep(0.01)
+            seen.append(sorted(x.name for x in (tmp_path / "run/checkpoints").glob("step-*")))
+            run.backward(prepared(torch.ones(1, 2)).sum())
+            run.step(optimizer)
+    assert seen == [[], [], [], ["step-00000002"]]
+    kept = nn.Linear(2, 2)
+    checkpoint.load_state(tmp_path / "run/checkpoints/step-00000002", {"model": kept})
+    assert kept.weight.equal(weight)  # as it was after step 2, not as it is now
+    assert not kept.weight.equal(model.weight)
