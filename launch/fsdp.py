@@ -232,11 +232,14 @@ class FullyShardedPlacement(Placement):
 
     def release(self) -> None:
         """Give the model its own parameters back, whole."""
+        from torch.distributed._composable_state import _module_state_mapping
+
         self.released = True
         with self.gathered():
             whole = {name: p.detach() for name, p in self.module.named_parameters()}
         for part, state in list(self._states()):
             _without_hooks(part, state)
+            _module_state_mapping.pop(part, None)  # else it could not be cut again
             for group in state._fsdp_param_groups:
                 _without_state_hooks(group)
             for key in [key for key in vars(part) if "composable" in str(key).lower()]:

@@ -246,6 +246,10 @@ def gan(run: Runtime) -> nn.Module:
         critic.requires_grad_(True)
         ema.update(make, samples=13)
         run.log(step, {"loss": run.loss, "loss/critic": judged, "grad_norm": norm})
+    judge, judge_by = run.prepare(critic, adamw.build(critic))  # whole again, and cut anew
+    run.backward(judge(real[mine]).square().sum() / 13)
+    run.step(judge_by, 0.5)
+    run.release()
     both = nn.ModuleDict({"generator": generator, "critic": critic})
     both["average"] = copy.deepcopy(generator)
     wholes = run.gather_objects([{n: (p.begin, p.data) for n, p in ema.pieces().items()}])
