@@ -273,6 +273,8 @@ def start(
         if watch.line and not isinstance(codes, int):
             say(watch.line)
             return 1
+        if watch.line:  # asked for its stack, it went on to the end of the run
+            say(f"{watch.line.partition(': all ranks')[0]}; it went on, and the run has ended")
         return codes if isinstance(codes, int) else explain(codes, folder, advice)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

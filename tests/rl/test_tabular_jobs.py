@@ -69,14 +69,14 @@ def test_a_run_that_is_resumed_equals_one_that_never_stopped(tmp_path: Path) -> 
     run(small(), tmp_path / "whole")
     job = small()
     with Runtime(job.runtime, output=tmp_path / "cut", seed=0) as runtime:
-        saved = runtime.save
+        saved = runtime._begin_saving
 
         def save_and_stop(step: int, state: object) -> None:
             saved(step, state)  # type: ignore[arg-type]  # what it was given
             if step == 2:
                 raise KeyboardInterrupt
 
-        runtime.save = save_and_stop  # type: ignore[method-assign]  # stops there
+        runtime._begin_saving = save_and_stop  # type: ignore[method-assign]  # stops there
         runtime.due = lambda step, every: step == 2  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             job.run(runtime)
