@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 import torch.distributed as dist
@@ -186,35 +186,35 @@ def has_own_hooks(module: nn.Module) -> bool:
     return _hooks(module) > (_kinds[module][1] if module in _kinds else 0)
 
 
-_placements: WeakKeyDictionary[nn.Module, Placement] = WeakKeyDictionary()
-_owners: WeakKeyDictionary[torch.optim.Optimizer, Placement] = WeakKeyDictionary()
+_placements: WeakValueDictionary[int, Placement] = WeakValueDictionary()
+"""By the identity of the model, which a placement keeps alive and must not be kept alive by."""
 
 
 def place(placement: Placement) -> None:
     """Have ``placement_of`` find a model's placement; a later one takes its place."""
-    _placements[placement.module] = placement
+    _placements[id(placement.module)] = placement
     for optimizer in placement.optimizers:
-        _owners[optimizer] = placement
+        optimizer.monro_placement = placement  # type: ignore[attr-defined]
 
 
 def optimizer_placement(optimizer: torch.optim.Optimizer) -> Placement | None:
     """Return the placement that an optimizer was prepared with, or None if it was not."""
-    return _owners.get(optimizer)
+    return getattr(optimizer, "monro_placement", None)
 
 
 def unplace(placement: Placement) -> None:
     """Forget a placement that was released."""
-    if _placements.get(placement.module) is placement:
-        del _placements[placement.module]
+    if _placements.get(id(placement.module)) is placement:
+        del _placements[id(placement.module)]
 
 
 def placement_of(model: nn.Module) -> Placement:
     """Return how a model (prepared or as it was given) or a part of one lies over processes."""
     bare = getattr(model, "bare", model)
-    found = _placements.get(bare)
+    found = _placements.get(id(bare))
     if found is not None:
         return found
-    for placement in _placements.values():
+    for placement in list(_placements.values()):
         if placement.sharded:
             for name, part in placement.module.named_modules():
                 if part is bare:

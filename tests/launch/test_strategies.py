@@ -1,4 +1,6 @@
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +122,18 @@ def test_the_first_record_tells_what_a_process_holds(tmp_path: Path) -> None:
     assert first["bytes/parameters"] == 288
     assert first["bytes/optimizer"] == 2 * 288 + 2 * 4  # and the step of each of two parameters
     assert "bytes/parameters" not in second
+
+
+def test_a_model_that_was_trained_is_not_kept_alive() -> None:
+    def train(run: Runtime) -> tuple[weakref.ref[nn.Module], weakref.ref[torch.optim.Optimizer]]:
+        model = nn.Linear(8, 8)
+        prepared, optimizer = run.prepare(model, AdamW().build(model))
+        for _ in run.steps(1, state={"model": model, "optimizer": optimizer}):
+            run.backward(prepared(torch.ones(2, 8)).sum())
+            run.step(optimizer)
+        return weakref.ref(model), weakref.ref(optimizer)
+
+    with Runtime() as run:
+        kept = train(run)
+        gc.collect()
+        assert [ref() for ref in kept] == [None, None]
