@@ -246,7 +246,6 @@ def iterations(
             if progress.stopped:
                 run.save(step, state)
         if progress.stopped:
-            run.release()
             return
 
 
@@ -282,6 +281,7 @@ def episode_figures(envs: VectorEnv, run: Runtime) -> dict[str, Metric]:
 
 def leave_policy(policy: Policy, progress: Progress, run: Runtime) -> Policy:
     """Give ``policy`` the best weights, save it and say how to watch it."""
+    run.release()  # a loop that ends early leaves its model cut
     policy.network.load_state_dict(progress.weights)
     if policy.normaliser is not None:
         policy.normaliser.load_state_dict(progress.normaliser)

@@ -14,7 +14,7 @@ import torch
 from launch.export import export
 
 SCRIPT = Path(__file__).with_name("workloads.py")
-NAMES = ("sft", "sft-muon", "own-forward", "lora", "grpo", "dpo", "ppo", "gan")
+NAMES = ("sft", "sft-muon", "own-forward", "lora", "grpo", "dpo", "ppo", "reinforce", "gan")
 RESUMED = ("sft-muon", "lora", "gan")
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
 CUT_PARAMETERS = ("zero3", "fsdp")

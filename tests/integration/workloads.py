@@ -30,7 +30,7 @@ from posttrain.rollout import Sampling
 from posttrain.trainers.policy import GRPOConfig, train_grpo
 from posttrain.trainers.preference import PreferenceConfig, train_preferences
 from posttrain.trainers.supervised import SFTConfig, train_sft
-from rl import ppo
+from rl import ppo, reinforce
 from rl.actor_critic import SeparateTrunks
 
 STEPS = 12
@@ -198,6 +198,19 @@ def ppo_cartpole(run: Runtime) -> nn.Module:
     return ppo.train(cfg, run).network
 
 
+def reinforce_cartpole(run: Runtime) -> nn.Module:
+    """Four episodes of eight steps, which no CartPole ends before, are an update."""
+    cfg = reinforce.REINFORCEConfig(
+        env="CartPole-v1",
+        env_steps=STEPS * 4 * 8,
+        envs=4,
+        max_episode_steps=8,
+        eval_every=STEPS * 4 * 8,
+        eval_episodes=1,
+    )
+    return reinforce.train(cfg, run).network
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Points(TensorBatch):
     x: Tensor = shaped("B D")
@@ -267,6 +280,7 @@ WORKLOADS: dict[str, Callable[[Runtime], nn.Module]] = {
     "grpo": grpo,
     "dpo": dpo,
     "ppo": ppo_cartpole,
+    "reinforce": reinforce_cartpole,
     "gan": gan,
 }
 
