@@ -29,9 +29,10 @@ ARROWS = {
     "posttrain.objectives": ("posttrain.objectives", "rl.estimators"),
     "generative": ("generative", "launch"),
     "generative.attention": ("generative.attention",),
+    "generative.layers": ("generative.layers",),
 }
 # Mathematics needs nothing but torch (and a kernel, inside functions, triton).
-TORCH_ALONE = ("rl.estimators", "posttrain.objectives", "generative.attention")
+TORCH_ALONE = ("rl.estimators", "posttrain.objectives", "generative.attention", "generative.layers")
 # What steps environments; every other module takes what these return.
 RL_ENVIRONMENTS = (
     "rl.classic_control",
@@ -160,7 +161,7 @@ def arrows(module: Module) -> Iterator[str]:
 
 
 def torch_alone(module: Module) -> Iterator[str]:
-    """Estimators, objectives and attention need torch and the standard library alone."""
+    """Estimators, objectives, attention and layers need torch and the standard library alone."""
     if not _inside(module.name, TORCH_ALONE):
         return
     for found in module.imports:

@@ -1,0 +1,1 @@
+"""Layers: activations, smooth metrics, upsampling."""
