@@ -1,0 +1,296 @@
+"""Mixers: what carries information from token to token in a block, all with one protocol.
+
+A mixer is a module on ``(B, T, D)`` without residual or norm: the block adds those. In parallel it
+takes whole sequences; with a state it appends tokens, and what it returns is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, cast, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generative.attention.positions import NoPositions, Positions
+
+__all__ = ["AttentionBiases", "Mixer", "MixerConfig", "SoftmaxAttention", "SoftmaxMixer", "State"]
+
+
+class State(Protocol):
+    """What a mixer knows of the tokens so far, for B rows."""
+
+    @property
+    def length(self) -> int:
+        """Tokens so far."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its tensors take."""
+        ...
+
+    def repeat(self, count: int) -> None:
+        """Take each row ``count`` times: row r becomes ``r * count`` to ``r * count + count - 1``.
+
+        In place.
+        """
+        ...
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the given rows, ``(R,)`` int64, in that order; one may come more than once.
+
+        In place.
+        """
+        ...
+
+
+@runtime_checkable
+class Mixer(Protocol):
+    """Mixes the tokens of a sequence."""
+
+    def __call__(self, x: Tensor, *, causal: bool = False, attend: Tensor | None = None) -> Tensor:
+        """Return ``(B, T, D)``, the mixed tokens.
+
+        Args:
+            x: ``(B, T, D)``.
+            causal: Each token sees itself and those before it alone.
+            attend: bool, True where a token may look; broadcasts to ``(B, 1, T, T)``. Linear kinds
+                take a mask of keys alone, ``(B, 1, 1, T)``.
+        """
+        ...
+
+    def new_state(self, rows: int, columns: int) -> State:
+        """Return the state before any token, of ``rows`` sequences of at most ``columns`` tokens.
+
+        Kinds whose state does not grow take any number of tokens.
+        """
+        ...
+
+    def extend(self, x: Tensor, state: State) -> Tensor:
+        """Append ``(B, n, D)`` causally after what ``state`` holds, and update it in place.
+
+        Tokens appended together give what they give one by one.
+        """
+        ...
+
+
+class MixerConfig(Protocol):
+    """A kind of mixer, as a config holds it."""
+
+    @property
+    def is_gated_unit(self) -> bool:
+        """Whether the mixer stands in for attention and MLP together, two of it for both."""
+        ...
+
+    def build(self, width: int) -> nn.Module:
+        """Return a ``Mixer`` of D = ``width`` features."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionBiases:
+    """Which projections of an attention have biases. By default none has: none is missed.
+
+    With softmax and without rotary positions, two of them change nothing that the others cannot:
+    the **key** bias adds the same number to all scores of a query, which softmax cancels exactly;
+    the **value** bias adds a constant to the result, because the weights sum to 1, so it is an
+    output bias (but one that a row that may look nowhere does not get). The **query** bias scores
+    keys by their content alone, whatever the query. The **output** bias is added to every token,
+    also to those that may look nowhere: their result is then the bias, not 0.
+    """
+
+    query: bool = False
+    key: bool = False
+    value: bool = False
+    output: bool = False
+
+
+Attention = Callable[..., Tensor]
+"""Takes q, k, v, ``attend``, ``causal``, and ``bias`` where the positions have one."""
+
+
+class KeyValues:
+    """Keys and values of one layer, ``(B, H_kv, C, K)``; the first ``length`` are there."""
+
+    __slots__ = ("_held", "length")
+
+    def __init__(self, held: Tensor) -> None:
+        self._held = held
+        self.length = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self._held.nbytes
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append n tokens' ``(B, H_kv, n, K)``; return those of all tokens so far."""
+        end = self.length + keys.shape[2]
+        if end > self._held.shape[3]:
+            raise ValueError(
+                f"columns={self._held.shape[3]}, but {keys.shape[2]} tokens after {self.length} "
+                f"make {end}: the cache would overflow; make the state with more columns"
+            )
+        self._held[0, :, :, self.length : end] = keys
+        self._held[1, :, :, self.length : end] = values
+        self.length = end
+        return self._held[0, :, :, :end], self._held[1, :, :, :end]
+
+    def repeat(self, count: int) -> None:
+        """Take each row ``count`` times."""
+        self._held = self._held.repeat_interleave(count, 1)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the given rows."""
+        self._held = self._held.index_select(1, rows)
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    attend: Tensor | None = None,
+    causal: bool = False,
+    bias: Tensor | None = None,
+) -> Tensor:
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    if causal:
+        square = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        attend = square if attend is None else attend & square
+    if attend is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    mask = torch.zeros((), dtype=q.dtype).masked_fill(~attend, -torch.inf)
+    if bias is not None:
+        mask = mask + bias
+    nowhere = ~attend.any(-1, keepdim=True)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.masked_fill(nowhere, 0.0))
+    return out.masked_fill(nowhere, 0.0)
+
+
+class SoftmaxMixer(nn.Module):
+    r"""Multi-head attention: o_i = sum_j softmax_j(q_i . k_j / sqrt(K)) v_j, then a projection.
+
+    Vaswani et al. 2017, arXiv:1706.03762, section 3.2; grouped queries as in Ainslie et al. 2023,
+    arXiv:2305.13245. Its arguments are the fields of ``SoftmaxAttention``.
+    """
+
+    def __init__(self, width: int, config: SoftmaxAttention) -> None:
+        super().__init__()
+        heads, key_heads = config.heads, config.key_heads or config.heads
+        if width % heads:
+            raise ValueError(
+                f"heads={heads} with width={width}: the heads share the features evenly, so heads "
+                "must divide width"
+            )
+        self.width, self.heads, self.key_heads = width, heads, key_heads
+        self.head_size = width // heads
+        self.attention, self.window = config.attention, config.window
+        biases, inner = config.biases, key_heads * self.head_size
+        self.query = nn.Linear(width, width, bias=biases.query)
+        self.key = nn.Linear(width, inner, bias=biases.key)
+        self.value = nn.Linear(width, inner, bias=biases.value)
+        self.output = nn.Linear(width, width, bias=biases.output)
+        normed = config.query_key_norm
+        self.query_norm = nn.RMSNorm(self.head_size, eps=1e-6) if normed else nn.Identity()
+        self.key_norm = nn.RMSNorm(self.head_size, eps=1e-6) if normed else nn.Identity()
+        self.positions = config.positions.build(heads, self.head_size)
+
+    def forward(self, x: Tensor, *, causal: bool = False, attend: Tensor | None = None) -> Tensor:
+        """Return ``(B, T, D)``; see ``Mixer``."""
+        places = torch.arange(x.shape[1], device=x.device)
+        q, k, v = self._heads(x, places)
+        if self.window is not None:
+            near = (places[:, None] - places).abs() < self.window
+            attend = near if attend is None else attend & near
+        return self._attended(q, k, v, places, places, attend=attend, causal=causal)
+
+    def new_state(self, rows: int, columns: int) -> State:
+        """Return an empty cache with room for ``columns`` tokens."""
+        weight = self.query.weight
+        return KeyValues(weight.new_zeros((2, rows, self.key_heads, columns, self.head_size)))
+
+    def extend(self, x: Tensor, state: State) -> Tensor:
+        """Return ``(B, n, D)`` of the appended tokens; see ``Mixer``."""
+        cache = cast(KeyValues, state)
+        places = torch.arange(cache.length, cache.length + x.shape[1], device=x.device)
+        q, k, v = self._heads(x, places)
+        keys, values = cache.append(k, v)
+        end, there = cache.length, keys.shape[2]
+        key_places = torch.arange(end - there, end, device=x.device)
+        attend = None
+        if len(places) > 1 or (self.window is not None and there > self.window):
+            distances = places[:, None] - key_places
+            attend = distances >= 0
+            if self.window is not None:
+                attend &= distances < self.window
+        return self._attended(q, keys, values, places, key_places, attend=attend, causal=False)
+
+    def _heads(self, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, ``(B, H or H_kv, T, K)``, turned to their places."""
+        q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k = self.key(x).unflatten(-1, (self.key_heads, -1)).transpose(1, 2)
+        v = self.value(x).unflatten(-1, (self.key_heads, -1)).transpose(1, 2)
+        q = self.positions.turn(self.query_norm(q), places)
+        return q, self.positions.turn(self.key_norm(k), places), v
+
+    def _attended(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        places: Tensor,
+        key_places: Tensor,
+        *,
+        attend: Tensor | None,
+        causal: bool,
+    ) -> Tensor:
+        bias = self.positions.bias(places, key_places)
+        if bias is None:
+            out = self.attention(q, k, v, attend=attend, causal=causal)
+        else:
+            out = self.attention(q, k, v, attend=attend, causal=causal, bias=bias)
+        mixed: Tensor = self.output(out.transpose(1, 2).flatten(-2))
+        return mixed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SoftmaxAttention:
+    """Multi-head softmax attention."""
+
+    is_gated_unit: ClassVar[bool] = False
+    heads: int = 8
+    key_heads: int | None = None
+    """H_kv, of keys and values; it divides ``heads``. None takes as many."""
+    positions: Positions = field(default_factory=NoPositions)
+    attention: Attention = _attention
+    """Which implementation: ``softmax.attention`` or ``flash.flash_attention``."""
+    query_key_norm: bool = False
+    """RMSNorm each head of queries and keys (Dehghani et al. 2023, arXiv:2302.05442): scores are
+    bounded, so training stays stable at greater rates."""
+    biases: AttentionBiases = field(default_factory=AttentionBiases)
+    window: int | None = None
+    """Most tokens that a token sees, itself among them; None has no limit."""
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or (self.key_heads is not None and self.key_heads < 1):
+            raise ValueError(
+                f"heads={self.heads}, key_heads={self.key_heads}: give at least 1 of each"
+            )
+        if self.key_heads is not None and self.heads % self.key_heads:
+            raise ValueError(
+                f"key_heads={self.key_heads} with heads={self.heads}: each head of keys and values "
+                "serves the same number of heads of queries, so key_heads must divide heads"
+            )
+        if self.window is not None and self.window < 1:
+            raise ValueError(
+                f"window={self.window}: a token sees at least itself; None is no limit"
+            )
+
+    def build(self, width: int) -> nn.Module:
+        """Return a ``SoftmaxMixer``."""
+        return SoftmaxMixer(width, self)
