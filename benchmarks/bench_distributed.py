@@ -8,7 +8,7 @@
 - ``start``: seconds from the command to the first step, against a bare script under
   ``accelerate launch``. Target: at most 3 seconds more.
 - ``gather``: seconds of ``run.gathered`` for 200 MB of parameters under ``fsdp``, and what a
-  process holds within it.
+  process holds between steps, within it, and at its peak, counted by the allocator.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.measure import emit, spread
 from benchmarks.tiny import VOCABULARY, build
 from launch.batch import TensorBatch, shaped
+from launch.live_bytes import live_bytes
 from launch.processes import leave
 from launch.runtime import Runtime, RuntimeConfig
 from launch.saving import Saver
@@ -222,12 +223,16 @@ def gather_worker(pairs: int) -> None:
             with run.gathered(model):
                 seconds.append(time.perf_counter() - begun)
                 held = sum(p.numel() * p.element_size() for p in model.parameters())
+        between = run.backend.held_bytes()[0]
+        with live_bytes() as counted, run.gathered(model):
+            pass
         run.print(
             json.dumps(
                 {
                     "seconds": spread(seconds),
                     "gathered_mb": held / 1e6,
-                    "between_steps_mb": run.backend.held_bytes()[0] / 1e6,
+                    "between_steps_mb": between / 1e6,
+                    "peak_mb": (between + counted.peak) / 1e6,
                 }
             )
         )
