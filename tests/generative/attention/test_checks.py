@@ -14,6 +14,7 @@ from generative.attention.checks import (
     repeat_heads,
     without_unseen,
 )
+from generative.attention.flash import flash_attention
 from generative.attention.naive import softmax_attention
 from generative.attention.softmax import attention
 
@@ -46,8 +47,11 @@ WRONG_BIAS: list[tuple[type[Exception], str, dict[str, object]]] = [
 ]
 
 
-@pytest.mark.parametrize(("error", "message", "changes"), WRONG + WRONG_BIAS)
-@pytest.mark.parametrize("form", FORMS)
+CASES = [(form, *case) for form in FORMS for case in WRONG + WRONG_BIAS]
+CASES += [(flash_attention, *case) for case in WRONG]
+
+
+@pytest.mark.parametrize(("form", "error", "message", "changes"), CASES)
 def test_what_does_not_fit_is_named(
     form: Callable[..., Tensor], error: type[Exception], message: str, changes: dict[str, Tensor]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Laws of softmax attention: every fast form equals the naive one, and what follows from masks."""
+"""Laws of softmax attention. Every fast form equals the naive one, and what follows from masks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from generative.attention.flash import flash_attention
 from generative.attention.naive import softmax_attention
 from generative.attention.softmax import attention
 
 Form = Callable[..., Tensor]
-FAST: list[Form] = [attention]
+FAST: list[Form] = [attention, flash_attention]
 EVERY: list[Form] = [softmax_attention, *FAST]
 every_form = pytest.mark.parametrize("form", EVERY, ids=lambda form: form.__name__)
 fast_form = pytest.mark.parametrize("form", FAST, ids=lambda form: form.__name__)
@@ -78,7 +79,7 @@ def draws(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 @every_form
-@pytest.mark.parametrize("length", [5, 300])
+@pytest.mark.parametrize("length", [5, 600])
 def test_causal_outputs_before_a_change_are_the_same_bits(form: Form, length: int) -> None:
     q, k, v = (draws(1, 2, length, 8, seed=seed) for seed in range(3))
     before = form(q, k, v, causal=True)
