@@ -12,7 +12,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["apply_rotary", "neighbours", "rotary_turns", "turn"]
+__all__ = ["apply_rotary", "neighbours", "rotary_frequencies", "rotary_turns", "turn"]
+
+
+def rotary_frequencies(width: int, *, base: float = 10_000.0) -> Tensor:
+    r"""Return ``base^(-2 j / K)`` for the pairs j = 0 .. K/2 - 1 (section 3.2.2).
+
+    Args:
+        width: K, features of a head; even.
+        base: The slowest pair turns by little more than ``1 / base`` radians a position.
+
+    Returns:
+        ``(K/2,)`` float32, radians per position.
+
+    >>> rotary_frequencies(4)
+    tensor([1.0000, 0.0100])
+    """
+    if width < 2 or width % 2:
+        raise ValueError(f"width={width}: features turn in pairs, so give an even number of them")
+    if not base > 0:
+        raise ValueError(f"base={base}: frequencies are its powers, so give a positive number")
+    return (base ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)).float()
 
 
 def rotary_turns(positions: Tensor, frequencies: Tensor, *, scaling: float = 1.0) -> Tensor:

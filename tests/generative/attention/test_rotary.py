@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from generative.attention.rotary import apply_rotary, neighbours, rotary_turns, turn
+from generative.attention.rotary import (
+    apply_rotary,
+    neighbours,
+    rotary_frequencies,
+    rotary_turns,
+    turn,
+)
 
 
 def test_turn_of_neighbours_equals_the_half_split_twin() -> None:
@@ -37,3 +44,13 @@ def test_turn_keeps_half_precision() -> None:
     turned = turn(x, torch.tensor([1j]))
     assert turned.dtype == torch.bfloat16
     assert turned.tolist() == [-4.0, 3.0]
+
+
+def test_frequencies_fall_by_powers_of_the_base() -> None:
+    # 10,000^0, 10,000^(-2/8), ...
+    torch.testing.assert_close(rotary_frequencies(8), torch.tensor([1.0, 0.1, 0.01, 0.001]))
+    torch.testing.assert_close(rotary_frequencies(4, base=4.0), torch.tensor([1.0, 0.5]))
+    with pytest.raises(ValueError, match="width=5"):
+        rotary_frequencies(5)
+    with pytest.raises(ValueError, match="base=0"):
+        rotary_frequencies(4, base=0)
