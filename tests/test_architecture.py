@@ -31,7 +31,8 @@ ARROWS = {
     "generative.attention": ("generative.attention",),
     "generative.layers": ("generative.layers",),
 }
-# Mathematics needs nothing but torch (and a kernel, inside functions, triton).
+# Mathematics needs nothing but torch; kernels live in modules of their own, which need triton and
+# are imported inside functions alone.
 TORCH_ALONE = ("rl.estimators", "posttrain.objectives", "generative.attention", "generative.layers")
 # What steps environments; every other module takes what these return.
 RL_ENVIRONMENTS = (
@@ -70,7 +71,7 @@ HEAVY = {
     "scipy": (),
     "sklearn": (),
     "transformers": (),
-    "triton": (),
+    "triton": ("generative.attention.kernels._triton_cross_entropy",),
     "trl": (),
     "vllm": (),
 }
@@ -168,7 +169,10 @@ def torch_alone(module: Module) -> Iterator[str]:
         package = found.target.split(".")[0]
         if package in sys.stdlib_module_names or package in (*PACKAGES, "torch"):
             continue
-        if package == "triton" and found.lazy and module.name.startswith("generative."):
+        kernels = module.name in HEAVY["triton"]
+        if package == "triton" and (
+            kernels or (found.lazy and _inside(module.name, ("generative",)))
+        ):
             continue
         yield f"line {found.line}: imports {found.target}"
 
@@ -194,6 +198,8 @@ def heavy_only_where_needed(module: Module) -> Iterator[str]:
             yield f"line {found.line}: {package} belongs to {ONLY_IN[package]}"
         elif package in HEAVY and loads and not _inside(module.name, HEAVY[package]):
             yield f"line {found.line}: import {package} inside the function that needs it"
+        elif found.target in HEAVY["triton"] and loads:
+            yield f"line {found.line}: import {found.target} inside the function that runs it"
 
 
 def empty_package(module: Module) -> Iterator[str]:
@@ -293,6 +299,7 @@ BREAKS: dict[Rule, list[Module]] = {
         Module("rl.estimators.kl", "import numpy as np\n"),
         Module("posttrain.objectives.sft", "def f():\n    import transformers\n"),
         Module("generative.attention.linear", "import triton\n"),
+        Module("posttrain.objectives.sft", "def f():\n    import triton\n"),
     ],
     no_io: [
         Module("rl.estimators.kl", "print(1)\n"),
@@ -302,6 +309,10 @@ BREAKS: dict[Rule, list[Module]] = {
         Module("posttrain.eval.run", "from transformers import AutoTokenizer\n"),
         Module("launch.runtime", "def f():\n    import deepspeed\n"),
         Module("launch.report", "import matplotlib.pyplot as plt\n"),
+        Module(
+            "generative.attention.kernels.cross_entropy",
+            "from generative.attention.kernels import _triton_cross_entropy\n",
+        ),
     ],
     empty_package: [Module("rl", '"""Doc."""\n\nimport math\n', is_package=True)],
     shifts_only_in_log_probs: [
@@ -401,6 +412,7 @@ def test_packages_are_typed_and_tests_shadow_none_of_them() -> None:
         ("rl.estimators", ("launch", "gymnasium", "transformers", "accelerate", "deepspeed")),
         ("posttrain.objectives", ("launch", "transformers", "accelerate", "posttrain.rollout")),
         ("generative.attention", ("launch", "rl", "posttrain", "transformers", "triton")),
+        ("generative.attention.kernels.margin_softmax", ("triton",)),
         ("launch", ("torch", "rl", "posttrain", "generative")),
         ("launch.cli", ("torch", "transformers", "rl", "posttrain", "generative")),
     ],

@@ -1,0 +1,1 @@
+"""Triton kernels, each beside the torch twin that it must equal."""
