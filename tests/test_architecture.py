@@ -71,7 +71,11 @@ HEAVY = {
     "scipy": (),
     "sklearn": (),
     "transformers": (),
-    "triton": ("generative.attention.kernels._triton_cross_entropy",),
+    "triton": (
+        "generative.attention.kernels._triton_attention",
+        "generative.attention.kernels._triton_attention_tiles",
+        "generative.attention.kernels._triton_cross_entropy",
+    ),
     "trl": (),
     "vllm": (),
 }
@@ -198,7 +202,7 @@ def heavy_only_where_needed(module: Module) -> Iterator[str]:
             yield f"line {found.line}: {package} belongs to {ONLY_IN[package]}"
         elif package in HEAVY and loads and not _inside(module.name, HEAVY[package]):
             yield f"line {found.line}: import {package} inside the function that needs it"
-        elif found.target in HEAVY["triton"] and loads:
+        elif found.target in HEAVY["triton"] and loads and module.name not in HEAVY["triton"]:
             yield f"line {found.line}: import {found.target} inside the function that runs it"
 
 
