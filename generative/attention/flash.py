@@ -138,6 +138,11 @@ class _Tiles:
         return scores
 
 
+def _as_they_are(x: Tensor) -> torch.autocast:
+    """Turn autocast off, which would halve the precision of tiles."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
 class _Flash(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -152,7 +157,7 @@ class _Flash(torch.autograd.Function):
         tiles = _Tiles(q, k, attend, causal, scale)
         out = q.new_empty(*q.shape[:3], v.shape[3])
         log_sums = q.new_empty(q.shape[:3], dtype=tiles.exact)
-        with torch.autocast(q.device.type, enabled=False):
+        with _as_they_are(q):
             for queries in tiles.of_queries():
                 rows = tiles.part(tiles.q, queries)
                 o = rows.new_zeros(*rows.shape[:3], v.shape[3])
@@ -190,7 +195,7 @@ class _Flash(torch.autograd.Function):
         tiles = _Tiles(q, k, attend, ctx.causal, ctx.scale)
         exact = tiles.exact
         dq, dk, dv = (torch.zeros_like(x, dtype=exact) for x in (q, k, v))
-        with torch.autocast(q.device.type, enabled=False):
+        with _as_they_are(q):
             for queries in tiles.of_queries():
                 rows, d_o, o = (
                     tiles.part(x, queries)

@@ -150,7 +150,8 @@ def _joined(mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> tup
 
 def _fused(call: _Call) -> _Call:
     """Change what keeps torch from a fused kernel, where O(T) memory is enough to change it."""
-    if _choice(call) != SDPBackend.MATH:
+    unequal = call.grouped or call.v.shape[3] != call.k.shape[3]
+    if not unequal or torch.compiler.is_compiling() or _choice(call) != SDPBackend.MATH:
         return call
     k, v = (repeat_heads(x, call.q.shape[1]) for x in (call.k, call.v))
     whole = call._replace(k=k, v=v, grouped=False)

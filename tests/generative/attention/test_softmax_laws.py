@@ -166,3 +166,23 @@ def test_derivatives_are_those_of_finite_differences(form: Form, causal: bool) -
     assert torch.autograd.gradcheck(
         lambda *x: form(*x, attend=attend, causal=causal, scale=0.7), (q, k, v)
     )
+
+
+# Dynamo itself makes one while it traces its apply.
+@pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning")
+@every_form
+@pytest.mark.parametrize("masked", [False, True])
+def test_forms_compile_to_one_graph(form: Form, masked: bool) -> None:
+    q, k, v = (draws(1, heads, 6, 8, seed=heads) for heads in (4, 2, 2))
+    attend = torch.arange(6) != 1 if masked else None
+    compiled = torch.compile(form, backend="eager", fullgraph=True)
+    out = form(q, k, v, attend=attend, causal=True)
+    assert torch.equal(compiled(q, k, v, attend=attend, causal=True), out)
+
+
+@every_form
+def test_shapes_follow_without_data(form: Form) -> None:
+    q = torch.empty(2, 4, 5, 8, dtype=torch.bfloat16, device="meta")
+    v = torch.empty(2, 2, 5, 3, dtype=torch.bfloat16, device="meta")
+    out = form(q, q[:, :2], v, causal=True)
+    assert (out.shape, out.dtype) == ((2, 4, 5, 3), torch.bfloat16)
