@@ -6,6 +6,7 @@ that tie for the largest logit share the decision equally at every temperature.
 
 Half-precision logits are computed with, and answered, in float32. Rows that do not count, such as
 padding, are left out beforehand: ``smooth_f1(logits[mask], labels[mask], temperature=0.1)``.
+Labels are checked, for which the CPU waits for the device.
 """
 
 from __future__ import annotations
