@@ -49,6 +49,10 @@ class TransformerConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: give a share from 0 to below 1")
 
+    def build(self) -> Transformer:
+        """Return the model with random weights."""
+        return Transformer(self)
+
 
 class CrossAttention(nn.Module):
     """Queries of the target look at keys and values of the encoded source."""

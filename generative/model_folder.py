@@ -1,0 +1,137 @@
+"""Models as folders: ``config.yaml`` says what it is, ``model.safetensors`` holds the weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from generative.attention.transformer import TransformerConfig
+from launch.config import from_yaml, to_yaml
+from launch.errors import UsageError
+from launch.export import SHAPES
+from launch.folder import synchronize
+from launch.runtime import Runtime
+
+__all__ = ["ModelConfig", "keep_architecture", "load_model", "new_model", "save_model"]
+
+CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
+
+
+class ModelConfig(Protocol):
+    """What a model is: a frozen dataclass that builds it."""
+
+    def build(self) -> nn.Module:
+        """Return the model with random weights; it keeps its config as ``config``."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Described:
+    """What ``config.yaml`` of a model's folder holds."""
+
+    model: ModelConfig = field(default_factory=TransformerConfig)
+
+
+def new_model(config: ModelConfig, seed: int) -> nn.Module:
+    """Return a model whose weights depend on ``seed`` alone; no global random state changes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return config.build()
+
+
+def save_model(model: nn.Module, folder: Path | str) -> None:
+    """Write a model that keeps its ``config`` into a folder, whole or not at all.
+
+    It is written beside its place and then renamed; a folder that was there is replaced.
+
+    Raises:
+        UsageError: The config cannot be written as YAML, or the disk refuses.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        (temporary / CONFIG).write_text(_description(model), encoding="utf-8")
+        save_file(_weights(model), temporary / WEIGHTS, metadata={"format": "pt"})
+        mode = (temporary / CONFIG).stat().st_mode
+        for file in temporary.iterdir():
+            file.chmod(mode)  # safetensors makes its files readable to their owner alone
+            synchronize(file)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise UsageError(f"the model could not be written to {folder}: {_line(error)}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_model(folder: Path | str) -> nn.Module:
+    """Return the model that ``save_model`` wrote, on the CPU, in evaluation mode.
+
+    Raises:
+        UsageError: The folder is missing, holds no such model, or its files do not fit each other.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder: give one that a model was saved in")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UsageError(f"{folder} has no {name}: it holds no model of generative")
+    text = (folder / CONFIG).read_text(encoding="utf-8")
+    model = from_yaml(text, Described(), source=str(folder / CONFIG)).model.build()
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{folder}: {WEIGHTS} is damaged: {_line(error)}") from None
+    except RuntimeError as error:
+        raise UsageError(
+            f"{folder}: {WEIGHTS} does not fit the model in {CONFIG}: {_line(error)}"
+        ) from None
+    return model.eval()
+
+
+def keep_architecture(model: nn.Module, run: Runtime) -> None:
+    """Have a run write what ``monro export`` needs besides a checkpoint; before ``run.steps``."""
+    if run.output is None:
+        return
+    text = _description(model)
+    shapes = {name: list(x.shape) for name, x in model.state_dict().items()}
+
+    def write(folder: Path) -> None:
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        (folder / SHAPES).write_text(json.dumps(shapes, indent=1) + "\n", encoding="utf-8")
+
+    run.keep_architecture(write)
+
+
+def _description(model: nn.Module) -> str:
+    config = getattr(model, "config", None)
+    if not callable(getattr(config, "build", None)):
+        raise UsageError(
+            f"{type(model).__name__} cannot be saved: it keeps no config that builds it; expected "
+            "model.config, a frozen dataclass with build()"
+        )
+    return to_yaml(Described(model=config))  # type: ignore[arg-type]  # looked at above
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: x.detach().cpu().contiguous().clone() for name, x in model.state_dict().items()}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

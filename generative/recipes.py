@@ -1,0 +1,26 @@
+"""Recipes of attention models: functions without arguments that return a complete config."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from generative.sequence_jobs import SequenceJob
+from generative.sequence_tasks import copied, in_reverse, sorted_up
+from launch.runtime import RuntimeConfig
+
+__all__ = ["transformer_copy", "transformer_reverse", "transformer_sort"]
+
+
+def transformer_sort() -> SequenceJob:
+    """The Transformer of 2017 learns to sort: every held-out sequence right, in minutes."""
+    return SequenceJob(answer=sorted_up, runtime=RuntimeConfig(threads=1))
+
+
+def transformer_copy() -> SequenceJob:
+    """The Transformer of 2017 learns to copy: every held-out sequence right, in minutes."""
+    return replace(transformer_sort(), answer=copied)
+
+
+def transformer_reverse() -> SequenceJob:
+    """The Transformer of 2017 learns to reverse: every held-out sequence right, in minutes."""
+    return replace(transformer_sort(), answer=in_reverse)
