@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, cast, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generative.attention.positions import NoPositions, Positions
+from generative.attention.softmax import attention
 
 __all__ = ["AttentionBiases", "Mixer", "MixerConfig", "SoftmaxAttention", "SoftmaxMixer", "State"]
 
@@ -148,30 +148,6 @@ class KeyValues:
         self._held = self._held.index_select(1, rows)
 
 
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    attend: Tensor | None = None,
-    causal: bool = False,
-    bias: Tensor | None = None,
-) -> Tensor:
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    if causal:
-        square = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        attend = square if attend is None else attend & square
-    if attend is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    mask = torch.zeros((), dtype=q.dtype).masked_fill(~attend, -torch.inf)
-    if bias is not None:
-        mask = mask + bias
-    nowhere = ~attend.any(-1, keepdim=True)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.masked_fill(nowhere, 0.0))
-    return out.masked_fill(nowhere, 0.0)
-
-
 class SoftmaxMixer(nn.Module):
     r"""Multi-head attention: o_i = sum_j softmax_j(q_i . k_j / sqrt(K)) v_j, then a projection.
 
@@ -267,7 +243,7 @@ class SoftmaxAttention:
     key_heads: int | None = None
     """H_kv, of keys and values; it divides ``heads``. None takes as many."""
     positions: Positions = field(default_factory=NoPositions)
-    attention: Attention = _attention
+    attention: Attention = attention
     """Which implementation: ``softmax.attention`` or ``flash.flash_attention``."""
     query_key_norm: bool = False
     """RMSNorm each head of queries and keys (Dehghani et al. 2023, arXiv:2302.05442): scores are

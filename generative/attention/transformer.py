@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from generative.attention.mixers import SoftmaxAttention, SoftmaxMixer, State, _attention
+from generative.attention.mixers import SoftmaxAttention, SoftmaxMixer, State
 from generative.attention.positions import sinusoidal_positions
+from generative.attention.softmax import attention
 
 __all__ = ["DecodingState", "Transformer", "TransformerConfig"]
 
@@ -71,7 +72,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, attend: Tensor) -> Tensor:
         """Return ``(B, T, D)``; ``attend`` is ``(B, 1, 1, S)``, True at tokens of the source."""
-        out = _attention(self._split(self.query(x)), keys, values, attend=attend)
+        out = attention(self._split(self.query(x)), keys, values, attend=attend)
         mixed: Tensor = self.output(out.transpose(1, 2).flatten(-2))
         return mixed
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from generative.attention.decoder_lm import DecoderLM
 from launch.backends import unwrap
 from posttrain.decoder import Decoder, Untyped, read_decoder, unsupported
 from posttrain.decoder_positions import most_positions
@@ -22,6 +23,7 @@ from posttrain.rollout.completion import Completions, Session, complete
 from posttrain.rollout.decoding import Decoding
 from posttrain.rollout.portable import Portable, evaluating
 from posttrain.rollout.sampling import completion_keys
+from posttrain.rollout.stateful import StatefulDecoding, stateful_turns
 
 __all__ = ["Engine"]
 
@@ -37,7 +39,8 @@ class Engine:
 
     An optimizer's update is seen by the next ``generate``. Adapters are merged into copies of the
     weights that they change, anew for every ``generate``. Llama, Qwen2, Qwen3 and Mistral models
-    have a decoder of their own; others run through ``model.forward``, which a warning says.
+    have a decoder of their own, and a ``generative.attention.decoder_lm.DecoderLM`` keeps the state
+    of its mixers; others run through ``model.forward``, which a warning says.
 
     Args:
         model: A causal language model, or one prepared by a runtime.
@@ -89,6 +92,8 @@ class Engine:
         return _assembled(rows, group_size, into, _padding(self.model))
 
     def _decodable(self) -> bool:
+        if isinstance(self.model, DecoderLM):
+            return False
         reason = unsupported(self.model)
         if reason is not None and not self._warned:
             self._warned = True
@@ -98,6 +103,9 @@ class Engine:
         return reason is None
 
     def _prompts(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Tensor]:
+        if isinstance(self.model, DecoderLM):
+            config = self.model.config
+            return _as_rows(prompts, max_tokens, config.vocabulary, config.most_tokens)
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         return _as_rows(prompts, max_tokens, vocabulary, most_positions(self.model.config))
 
@@ -110,6 +118,11 @@ class Engine:
             kind = _compiled_decoding() if _compiles(self.model, decoder) else Decoding
             for turn in _turns(rows, decoder, group_size, max_tokens):
                 yield kind(decoder, [rows[p] for p in turn], group_size, max_tokens), turn
+        elif isinstance(model := self.model, DecoderLM):
+            alike = _equally_long(rows)
+            for turn in stateful_turns(model, alike, rows, group_size, max_tokens, _CACHE_BYTES):
+                own = [rows[p] for p in turn]
+                yield StatefulDecoding(model, own, group_size, max_tokens), turn
         else:
             for turn in _equally_long(rows):
                 yield Portable(self.model, [rows[p] for p in turn], group_size, max_tokens), turn
@@ -174,7 +187,7 @@ def _sampling_mode(model: Untyped, decodable: bool) -> Iterator[None]:
     with ExitStack() as stack:
         # A forward may keep what it computes (rotary tables), so it gets no inference tensors.
         stack.enter_context(torch.inference_mode() if decodable else torch.no_grad())
-        stack.enter_context(torch.autocast(model.device.type, enabled=False))
+        stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
         if not decodable:
             stack.enter_context(evaluating(model))
         yield
