@@ -123,10 +123,14 @@ class _Tiles:
         """Return rows of a tile, ``(B, H_kv, G R, K)``, of ``(B, H_kv, G, T, K)``."""
         return grouped[:, :, :, queries].flatten(2, 3).to(self.exact)
 
+    def apart(self, rows: Tensor) -> Tensor:
+        """Return ``(B, H_kv, G, R, ...)`` of ``(B, H_kv, G R, ...)``; B may be 0."""
+        return rows.unflatten(2, (self.groups, rows.shape[2] // self.groups))
+
     def scores(self, q: Tensor, k: Tensor, queries: slice, keys: slice) -> Tensor:
         """Return ``(B, H_kv, G R, C)``, -inf where a query may not look."""
         scores = (q @ k.mT).mul_(self.scale)
-        tile = scores.unflatten(2, (self.groups, -1))
+        tile = self.apart(scores)
         if self.attend is not None:
             rows = queries if self.attend.shape[3] > 1 else slice(None)
             columns = keys if self.attend.shape[4] > 1 else slice(None)
@@ -175,10 +179,8 @@ class _Flash(torch.autograd.Function):
                 o.div_(total.masked_fill_(nowhere, 1.0))
                 # inf, not -inf, where a row may look nowhere: exp(s - inf) = 0 in the backward pass
                 log_sum = (largest + total.log()).masked_fill_(nowhere, torch.inf)
-                tiles.grouped(out)[:, :, :, queries] = o.unflatten(2, (tiles.groups, -1))
-                tiles.grouped(log_sums)[:, :, :, queries] = log_sum.view(
-                    *log_sum.shape[:2], tiles.groups, -1
-                )
+                tiles.grouped(out)[:, :, :, queries] = tiles.apart(o)
+                tiles.grouped(log_sums)[:, :, :, queries] = tiles.apart(log_sum)[..., 0]
         ctx.save_for_backward(q, k, v, attend, out, log_sums)
         ctx.causal, ctx.scale = causal, scale
         return out
@@ -211,5 +213,5 @@ class _Flash(torch.autograd.Function):
                     ds = (d_o @ some_v.mT).sub_(delta).mul_(p).mul_(ctx.scale)
                     dq_rows += ds @ some_k
                     dk[:, :, keys] += ds.mT @ rows
-                tiles.grouped(dq)[:, :, :, queries] = dq_rows.unflatten(2, (tiles.groups, -1))
+                tiles.grouped(dq)[:, :, :, queries] = tiles.apart(dq_rows)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None

@@ -273,7 +273,7 @@ def _spans(x: Tensor, chunk: int) -> list[int]:
     whole, rest = divmod(length, chunk)
     chunks = max(1, whole)
     if x.device.type == "cpu":
-        chunks = max(1, BLOCK_NUMBERS // (rows * heads * width * chunk))
+        chunks = max(1, BLOCK_NUMBERS // max(1, rows * heads * width * chunk))
     blocks, last = divmod(whole, chunks)
     spans = [chunks * chunk] * blocks + [last * chunk, rest]
     return [span for span in spans if span] or [0]
