@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from generative.attention.cache import KeyValues, SlidingKeyValues, StaticKeyValues
 from generative.attention.positions import NoPositions, Positions
 from generative.attention.softmax import attention
 
@@ -112,40 +113,21 @@ Attention = Callable[..., Tensor]
 """Takes q, k, v, ``attend``, ``causal``, and ``bias`` where the positions have one."""
 
 
-class KeyValues:
-    """Keys and values of one layer, ``(B, H_kv, C, K)``; the first ``length`` are there."""
+class NewCache(Protocol):
+    """Makes one layer's cache: ``cache.StaticKeyValues`` or ``cache.QuantizedKeyValues``."""
 
-    __slots__ = ("_held", "length")
-
-    def __init__(self, held: Tensor) -> None:
-        self._held = held
-        self.length = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return self._held.nbytes
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append n tokens' ``(B, H_kv, n, K)``; return those of all tokens so far."""
-        end = self.length + keys.shape[2]
-        if end > self._held.shape[3]:
-            raise ValueError(
-                f"columns={self._held.shape[3]}, but {keys.shape[2]} tokens after {self.length} "
-                f"make {end}: the cache would overflow; make the state with more columns"
-            )
-        self._held[0, :, :, self.length : end] = keys
-        self._held[1, :, :, self.length : end] = values
-        self.length = end
-        return self._held[0, :, :, :end], self._held[1, :, :, :end]
-
-    def repeat(self, count: int) -> None:
-        """Take each row ``count`` times."""
-        self._held = self._held.repeat_interleave(count, 1)
-
-    def select(self, rows: Tensor) -> None:
-        """Keep the given rows."""
-        self._held = self._held.index_select(1, rows)
+    def __call__(
+        self,
+        *,
+        rows: int,
+        heads: int,
+        columns: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> KeyValues:
+        """Return an empty cache with room for ``columns`` tokens."""
+        ...
 
 
 class SoftmaxMixer(nn.Module):
@@ -166,6 +148,7 @@ class SoftmaxMixer(nn.Module):
         self.width, self.heads, self.key_heads = width, heads, key_heads
         self.head_size = width // heads
         self.attention, self.window = config.attention, config.window
+        self.cache = config.cache
         biases, inner = config.biases, key_heads * self.head_size
         self.query = nn.Linear(width, width, bias=biases.query)
         self.key = nn.Linear(width, inner, bias=biases.key)
@@ -186,9 +169,25 @@ class SoftmaxMixer(nn.Module):
         return self._attended(q, k, v, places, places, attend=attend, causal=causal)
 
     def new_state(self, rows: int, columns: int) -> State:
-        """Return an empty cache with room for ``columns`` tokens."""
+        """Return an empty cache with room for ``columns`` tokens, or for a window of any."""
         weight = self.query.weight
-        return KeyValues(weight.new_zeros((2, rows, self.key_heads, columns, self.head_size)))
+        if self.cache is None and self.window is not None:
+            return SlidingKeyValues(
+                rows=rows,
+                heads=self.key_heads,
+                window=self.window,
+                width=self.head_size,
+                dtype=weight.dtype,
+                device=weight.device,
+            )
+        return (self.cache or StaticKeyValues)(
+            rows=rows,
+            heads=self.key_heads,
+            columns=columns,
+            width=self.head_size,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
 
     def extend(self, x: Tensor, state: State) -> Tensor:
         """Return ``(B, n, D)`` of the appended tokens; see ``Mixer``."""
@@ -251,6 +250,9 @@ class SoftmaxAttention:
     biases: AttentionBiases = field(default_factory=AttentionBiases)
     window: int | None = None
     """Most tokens that a token sees, itself among them; None has no limit."""
+    cache: NewCache | None = None
+    """How keys and values are kept while it generates. None keeps all of them, or with a window
+    the last ones in constant memory; ``cache.QuantizedKeyValues`` keeps all in int8."""
 
     def __post_init__(self) -> None:
         if self.heads < 1 or (self.key_heads is not None and self.key_heads < 1):

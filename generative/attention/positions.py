@@ -13,9 +13,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from generative.attention.rotary import apply_rotary, rotary_turns
+from generative.attention.alibi import alibi_bias, alibi_slopes
+from generative.attention.relative_bias import RelativeBias, relative_buckets
+from generative.attention.rotary import apply_rotary, rotary_frequencies, rotary_turns
 
 __all__ = [
+    "T5",
+    "ALiBi",
     "HeadPositions",
     "NoPositions",
     "Positions",
@@ -110,6 +114,62 @@ class _Turned(HeadPositions):
         self.base, self.head_size = base, head_size
 
     def turn(self, x: Tensor, positions: Tensor) -> Tensor:
-        exponents = torch.arange(0, self.head_size, 2, device=x.device) / self.head_size
-        turns = rotary_turns(positions, self.base**-exponents)
+        frequencies = rotary_frequencies(self.head_size, base=self.base).to(x.device)
+        turns = rotary_turns(positions, frequencies)
         return apply_rotary(x, turns).to(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ALiBi:
+    """Linear biases (Press et al. 2022, arXiv:2108.12409): the farther, the less, by head.
+
+    It has no parameters, and goes on beyond the lengths trained on.
+    """
+
+    def build(self, heads: int, head_size: int) -> HeadPositions:
+        """Return a module that adds to the scores."""
+        return _Sloped(heads)
+
+
+class _Sloped(HeadPositions):
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.slopes = alibi_slopes(heads)
+
+    def bias(self, queries: Tensor, keys: Tensor) -> Tensor:
+        return alibi_bias(queries, keys, self.slopes.to(queries.device))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class T5:
+    """Learned biases of buckets of distances (Raffel et al. 2020, arXiv:1910.10683).
+
+    Every layer has its own table; T5's layers share one.
+    """
+
+    buckets: int = 32
+    farthest: int = 128
+    """Distance from which all share the last bucket."""
+    causal: bool = True
+    """Whether all buckets are for the past, as in a decoder."""
+
+    def __post_init__(self) -> None:
+        relative_buckets(
+            torch.zeros(0), buckets=self.buckets, farthest=self.farthest, causal=self.causal
+        )
+
+    def build(self, heads: int, head_size: int) -> HeadPositions:
+        """Return a module that adds to the scores, at first nothing."""
+        return _Bucketed(
+            RelativeBias(heads, buckets=self.buckets, farthest=self.farthest, causal=self.causal)
+        )
+
+
+class _Bucketed(HeadPositions):
+    def __init__(self, table: RelativeBias) -> None:
+        super().__init__()
+        self.table = table
+
+    def bias(self, queries: Tensor, keys: Tensor) -> Tensor:
+        found: Tensor = self.table(queries, keys)
+        return found

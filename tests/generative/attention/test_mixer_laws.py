@@ -10,8 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from generative.attention.delta_mixer import DeltaRule
+from generative.attention.features import exp, relu
+from generative.attention.flash import flash_attention
+from generative.attention.gated_mixers import GatedAttention, MixedChunkAttention
+from generative.attention.linear_mixer import LinearAttention, RandomFeatures
 from generative.attention.mixers import MixerConfig, SoftmaxAttention
-from generative.attention.positions import Rotary
+from generative.attention.positions import T5, ALiBi, Rotary
 
 WIDTH, TOKENS = 16, 9
 
@@ -23,6 +28,7 @@ class Kind:
     config: MixerConfig
     ordered: bool = True
     """Whether it sees order without a causal mask."""
+    causal_alone: bool = False
 
 
 KINDS = {
@@ -30,10 +36,34 @@ KINDS = {
     "grouped": Kind(SoftmaxAttention(heads=4, key_heads=2), ordered=False),
     "normed": Kind(SoftmaxAttention(heads=2, query_key_norm=True), ordered=False),
     "rotary": Kind(SoftmaxAttention(heads=2, positions=Rotary())),
+    "alibi": Kind(SoftmaxAttention(heads=4, positions=ALiBi())),
+    "t5": Kind(SoftmaxAttention(heads=4, positions=T5(buckets=4, farthest=6))),
+    "flash": Kind(
+        SoftmaxAttention(heads=4, key_heads=2, positions=Rotary(), attention=flash_attention)
+    ),
+    "linear": Kind(LinearAttention(heads=4), ordered=False),
+    "linear-grouped": Kind(LinearAttention(heads=4, key_heads=2, chunk=2), ordered=False),
+    "linear-relu": Kind(LinearAttention(heads=2, feature_map=relu, chunk=4), ordered=False),
+    "linear-exp": Kind(LinearAttention(heads=4, feature_map=exp, chunk=3), ordered=False),
+    "linear-random": Kind(
+        LinearAttention(heads=2, feature_map=RandomFeatures(features=12), chunk=4), ordered=False
+    ),
+    "retention": Kind(
+        LinearAttention(heads=4, normalize=False, decays=True, chunk=4), causal_alone=True
+    ),
+    "delta": Kind(DeltaRule(heads=4, decays=False, chunk=4), causal_alone=True),
+    "gated-delta": Kind(DeltaRule(heads=2, chunk=2), causal_alone=True),
+    "gau": Kind(GatedAttention(key_size=8), ordered=False),
+    "gau-rotary": Kind(GatedAttention(key_size=8, positions=Rotary())),
+    "flash-gau": Kind(MixedChunkAttention(key_size=8, chunk=4, positions=Rotary())),
+    "flash-gau-plain": Kind(MixedChunkAttention(key_size=8, chunk=3)),
     "window": Kind(SoftmaxAttention(heads=2, positions=Rotary(), window=3)),
 }
 
 each_kind = pytest.mark.parametrize("name", KINDS)
+each_parallel_kind = pytest.mark.parametrize(
+    "name", [name for name, kind in KINDS.items() if not kind.causal_alone]
+)
 
 
 def built(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -88,7 +118,7 @@ def test_rows_that_may_look_nowhere_are_zero_with_zero_gradients(name: str) -> N
     mixer, x = built(name), inputs().requires_grad_()
     attend = torch.ones(2, 1, 1, TOKENS, dtype=torch.bool)
     attend[1] = False
-    for causal in (False, True):
+    for causal in (True,) if KINDS[name].causal_alone else (False, True):
         out = mixer(x, causal=causal, attend=attend)
         assert torch.equal(out[1], torch.zeros_like(out[1]))
         assert out[0].abs().sum() > 0
@@ -100,6 +130,10 @@ def test_rows_that_may_look_nowhere_are_zero_with_zero_gradients(name: str) -> N
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("garbage", [1e4, float("nan")])
 def test_padding_never_matters(name: str, causal: bool, garbage: float) -> None:
+    if KINDS[name].causal_alone and not causal:
+        with pytest.raises(ValueError, match="causal=False"):
+            built(name)(inputs())
+        return
     mixer, x = built(name), inputs()
     own = x[:, :6].clone().requires_grad_()
     alone = mixer(own, causal=causal)
@@ -115,7 +149,7 @@ def test_padding_never_matters(name: str, causal: bool, garbage: float) -> None:
         torch.testing.assert_close(gradient[:, :6], expected, rtol=0, atol=1e-9)
 
 
-@each_kind
+@each_parallel_kind
 def test_without_positions_tokens_are_a_set(name: str) -> None:
     mixer, x = built(name), inputs()
     order = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(2))
