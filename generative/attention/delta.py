@@ -12,7 +12,7 @@ The chunked form solves for all the writes of a chunk at once. What token t writ
     u_t = beta_t (v_t - b_t S_0^T k_t - sum_{s < t} b_t / b_s (k_s . k_t) u_s),    b_t = prod alpha
 
 a triangular system, ``(I + L) U = U_0 - W S_0`` with both right sides found before S_0 is known
-(the WY representation, eq. 8 to 10 there). Time is O(T (C + K) K), no (T, T) tensor is made.
+(the WY representation, extended by decay). Time is O(T (C + K) K), no (T, T) tensor is made.
 """
 
 from __future__ import annotations
