@@ -88,6 +88,12 @@ def check_linear(
             raise ValueError(
                 f"decay has shape {tuple(decay.shape)}, expected ({q.shape[1]},): one gamma a head"
             )
+        # On a GPU the look at its values would wait for all that was launched.
+        if decay.device.type == "cpu" and not ((decay > 0) & (decay <= 1)).all():
+            raise ValueError(
+                f"decay is {decay.tolist()}, expected numbers in (0, 1]: gamma multiplies what is "
+                "held once a token; leave it out for no decay"
+            )
     if attend is None:
         return None
     return ~check_key_mask(attend, q, k).expand(-1, -1, -1, k.shape[2]).mT

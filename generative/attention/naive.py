@@ -116,7 +116,8 @@ def linear_attention(
     """
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     weights = feature_map(q) @ feature_map(k).mT
-    rows, columns = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])
+    rows = torch.arange(q.shape[2], device=q.device)[:, None]
+    columns = torch.arange(k.shape[2], device=q.device)
     if causal:
         weights = weights.masked_fill(columns > rows, 0.0)
     if decay is not None:
@@ -139,16 +140,17 @@ def gated_delta_rule(
 
     Args:
         q: ``(B, H, T, K)``.
-        k: ``(B, H, T, K)``.
-        v: ``(B, H, T, K_v)``.
+        k: ``(B, H_kv, T, K)``.
+        v: ``(B, H_kv, T, K_v)``.
         beta: ``(B, H, T)``, how much of what the memory held at k_t is replaced.
         log_decay: ``(B, H, T)``, log alpha; None is 0.
 
     Returns:
         ``(B, H, T, K_v)``.
     """
+    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     memory = q.new_zeros(*k.shape[:2], k.shape[3], v.shape[3])
-    identity = torch.eye(k.shape[3], dtype=q.dtype)
+    identity = torch.eye(k.shape[3], dtype=q.dtype, device=q.device)
     outputs = []
     for t in range(q.shape[2]):
         key, value, b = k[:, :, t], v[:, :, t], beta[:, :, t, None, None]
@@ -230,7 +232,7 @@ def mixed_chunk_attention(
     lin_scale: float,
 ) -> Tensor:
     """Mix by one whole (T, T) matrix what ``gau.flash_mixing`` mixes chunk by chunk."""
-    places = torch.arange(v.shape[1])
+    places = torch.arange(v.shape[1], device=v.device)
     rows, columns = places[:, None] // chunk, places // chunk
     quadratic = F.relu(quad_scale * quad_q @ quad_k.mT) ** 2 * (rows == columns)
     linear = lin_scale * lin_q @ lin_k.mT

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from generative.attention import naive
 from generative.attention.delta import gated_delta_rule_chunked, gated_delta_rule_recurrent
@@ -20,12 +21,12 @@ FORMS: list[Form] = [gated_delta_rule_chunked, gated_delta_rule_recurrent]
 every_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 
 
-def case(length: int, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def case(length: int, seed: int, dtype: torch.dtype, key_heads: int = 2) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
     made = {
         "q": torch.randn(2, 2, length, 4, generator=g),
-        "k": F.normalize(torch.randn(2, 2, length, 4, generator=g), dim=-1),
-        "v": torch.randn(2, 2, length, 3, generator=g),
+        "k": F.normalize(torch.randn(2, key_heads, length, 4, generator=g), dim=-1),
+        "v": torch.randn(2, key_heads, length, 3, generator=g),
         "beta": torch.rand(2, 2, length, generator=g),
         "log_decay": -2 * torch.rand(2, 2, length, generator=g),
     }
@@ -36,11 +37,12 @@ def case(length: int, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
     length=st.integers(1, 12),
     chunk=st.integers(1, 13),
     decays=st.booleans(),
+    key_heads=st.sampled_from((1, 2)),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=40, deadline=None)
 def test_forms_equal_the_plain_loop_in_outputs_and_gradients(
-    length: int, chunk: int, decays: bool, seed: int
+    length: int, chunk: int, decays: bool, key_heads: int, seed: int
 ) -> None:
     for dtype, close in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         found = []
@@ -50,7 +52,8 @@ def test_forms_equal_the_plain_loop_in_outputs_and_gradients(
             (gated_delta_rule_chunked, {"chunk": chunk}),
         ]
         for form, rest in forms:
-            given = {name: x.requires_grad_() for name, x in case(length, seed, dtype).items()}
+            tensors = case(length, seed, dtype, key_heads)
+            given = {name: x.requires_grad_() for name, x in tensors.items()}
             if not decays:
                 del given["log_decay"]
             out = form(**given, **rest)
@@ -104,6 +107,35 @@ def test_a_token_of_beta_zero_is_left_out(form: Form) -> None:
         whole[name][:, :, [2, 5, 6]] = 0.0
     found, _ = form(**whole)
     torch.testing.assert_close(found[:, :, keep], part, rtol=1e-12, atol=1e-12)
+
+
+class Largest(TorchDispatchMode):
+    """Counts the numbers of the largest tensor that is produced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(x, Tensor):
+                self.numbers = max(self.numbers, x.untyped_storage().nbytes() // x.itemsize)
+        return out
+
+
+@every_form
+def test_no_matrix_of_all_tokens_is_made(form: Form) -> None:
+    given = {name: x.requires_grad_() for name, x in case(512, 0, torch.float32).items()}
+    with Largest() as largest:
+        form(**given)[0].sum().backward()
+    assert largest.numbers <= 4 * 64 * 512  # one matrix of all tokens is 512 * 512
 
 
 @every_form
