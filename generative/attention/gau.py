@@ -284,10 +284,7 @@ class GAU(_Unit):
         start = state.length
         u, v, (q, k) = self.project(x, start)
         keys, values = state.append(k, v)
-        attend = None
-        if x.shape[1] > 1:
-            places = torch.arange(state.length, device=x.device)
-            attend = places <= places[start:, None]
+        attend = _up_to(start, state.length, x.device)
         mixed = squared_relu_attention(q[:, None], keys[:, None], values[:, None], attend=attend)
         return self.output(u * mixed[:, 0])
 
@@ -358,12 +355,21 @@ class FLASH(_Unit):
             quad_q, quad_k, lin_q, lin_k = (use[:, span] for use in uses)
             first = state.length % self.chunk
             memory, keys, values = state.append(quad_k, lin_k, v[:, span])
-            places = torch.arange(keys.shape[1], device=x.device)
             near = squared_relu_attention(
-                quad_q[:, None], keys[:, None], values[:, None],
-                attend=places <= places[first:, None],
-            )  # fmt: skip
+                quad_q[:, None],
+                keys[:, None],
+                values[:, None],
+                attend=_up_to(first, keys.shape[1], x.device),
+            )
             far = lin_scale * (lin_q.to(memory.dtype) @ memory)
             mixed.append((near[:, 0] + far).to(x.dtype))
             done += quad_q.shape[1]
         return self.output(u * torch.cat(mixed, 1))
+
+
+def _up_to(start: int, end: int, device: torch.device) -> Tensor | None:
+    """Return which of ``end`` keys queries ``start`` to ``end - 1`` look at; None: one, at all."""
+    if end - start == 1:
+        return None
+    places = torch.arange(end, device=device)
+    return places <= places[start:, None]
