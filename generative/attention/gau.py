@@ -51,7 +51,7 @@ def squared_relu_attention(
     causal: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    r"""Attention by squared ReLU, without softmax (arXiv:2202.10447, section 3.1).
+    r"""Attention by squared ReLU, without softmax (arXiv:2202.10447, section 2).
 
         o_t = sum_s relu(scale q_t . k_s)^2 v_s,    over the keys s that t may look at
 
@@ -102,7 +102,7 @@ def flash_mixing(
     quad_scale: float | None = None,
     lin_scale: float | None = None,
 ) -> Tensor:
-    r"""Mixed chunk attention (arXiv:2202.10447, section 3.3): FLASH between its projections.
+    r"""Mixed chunk attention (arXiv:2202.10447, section 3): FLASH between its projections.
 
         o_t = sum_{s in t's chunk} relu(quad_scale quad_q_t . quad_k_s)^2 v_s
               + lin_scale lin_q_t . sum_s lin_k_s v_s^T
@@ -233,7 +233,7 @@ class _Unit(nn.Module):
 
 
 class GAU(_Unit):
-    r"""Gated attention unit, quadratic (arXiv:2202.10447, section 3.2): see the module's page.
+    r"""Gated attention unit, quadratic (arXiv:2202.10447, section 2): see the module's page.
 
         out = (u * sum_s relu(q . k_s / sqrt(S))^2 v_s) W_o
 
@@ -290,7 +290,7 @@ class GAU(_Unit):
 
 
 class FLASH(_Unit):
-    r"""Gated attention unit with mixed chunk attention (arXiv:2202.10447, section 3.3).
+    r"""Gated attention unit with mixed chunk attention (arXiv:2202.10447, section 3).
 
         out = (u * flash_mixing(quad_q, quad_k, lin_q, lin_k, v)) W_o
 

@@ -192,7 +192,7 @@ def gated_attention_unit(
     causal: bool = False,
     attend: Tensor | None = None,
 ) -> Tensor:
-    r"""Gated attention unit between its projections (Hua et al. 2022, arXiv:2202.10447, fig. 2).
+    r"""Gated attention unit between its projections (Hua et al. 2022, arXiv:2202.10447, section 2).
 
         q, k = z * scales + offsets,    o = gates * (relu(scale q k^T)^2 values)
 
