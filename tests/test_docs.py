@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+from warm import Warm, warm  # noqa: E402 tests are no package
+
 FOLDERS = ("benchmarks", "docs")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))
@@ -89,27 +93,34 @@ def name(page: Path) -> str:
 every_page = pytest.mark.parametrize("page", PAGES, ids=name)
 
 
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Warm]:
+    with warm(ENVIRONMENT) as served:
+        yield served
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if runs(page)], ids=name)
-def test_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, __file__, str(page)],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-8000:]
+def test_blocks_of_a_page_run(page: Path, tmp_path: Path, server: Warm) -> None:
+    found = (str(server.bin), str(Path(sys.executable).parent), os.environ["PATH"])
+    with tempfile.TemporaryFile() as said:
+        code = server.call(
+            [__file__, str(page)],
+            cwd=tmp_path,
+            environment={**ENVIRONMENT, "PATH": os.pathsep.join(found)},
+            streams=(0, said.fileno(), said.fileno()),
+            timeout=LIMIT,
+        )
+        said.seek(0)
+        assert code == 0, said.read().decode()[-8000:]
 
 
 @every_page
