@@ -75,6 +75,7 @@ HEAVY = {
         "generative.attention.kernels._triton_attention",
         "generative.attention.kernels._triton_attention_tiles",
         "generative.attention.kernels._triton_cross_entropy",
+        "generative.attention.kernels._triton_linear",
     ),
     "trl": (),
     "vllm": (),

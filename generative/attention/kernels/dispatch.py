@@ -18,15 +18,17 @@ _LEAST_CAPABILITY = (8, 0)  # the first with tensor cores for bfloat16
 def on_kernels(*tensors: Tensor) -> bool:
     """Return whether all lie on one CUDA device that Triton serves, in one dtype it multiplies.
 
-    float64 and mixed dtypes are the twins' alone. Nothing is imported and nothing is said. With
-    ``TRITON_INTERPRET=1`` in the environment Triton interprets kernels, on any device and slowly;
-    then tensors of any device are taken.
+    float64, mixed dtypes and tensors without elements are the twins' alone. Nothing is imported and
+    nothing is said. With ``TRITON_INTERPRET=1`` in the environment Triton interprets kernels, on
+    any device and slowly; then tensors of any device are taken.
 
     >>> on_kernels(torch.zeros(2), torch.zeros(2))
     False
     """
     first = tensors[0]
-    alike = all(t.device == first.device and t.dtype == first.dtype for t in tensors)
+    alike = all(
+        t.device == first.device and t.dtype == first.dtype and t.numel() > 0 for t in tensors
+    )
     return alike and first.dtype in _DTYPES and _has_triton() and _serves(first.device)
 
 

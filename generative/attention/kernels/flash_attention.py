@@ -1,4 +1,7 @@
-"""FlashAttention as a Triton kernel, forward and backward, with grouped queries and masks."""
+"""FlashAttention as a Triton kernel, forward and backward, with grouped queries and masks.
+
+The twin is ``generative.attention.flash.flash_attention``, the same algorithm in torch.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from generative.attention import flash
 from generative.attention.checks import (
     check_attend,
     check_causal,
@@ -17,7 +21,6 @@ from generative.attention.checks import (
     without_unseen,
 )
 from generative.attention.kernels.dispatch import on_kernels
-from generative.attention.naive import softmax_attention
 
 if TYPE_CHECKING:
     from generative.attention.kernels._triton_attention import Weights
@@ -58,7 +61,7 @@ def flash_attention(
         TypeError, ValueError: If an argument does not fit; the message names it.
     """
     if not on_kernels(q, k, v) or max(q.shape[-1], v.shape[-1]) > 256:
-        return softmax_attention(q, k, v, attend=attend, causal=causal, scale=scale)
+        return flash.flash_attention(q, k, v, attend=attend, causal=causal, scale=scale)
     check_qkv(q, k, v)
     check_causal(causal, q, k)
     if attend is not None:

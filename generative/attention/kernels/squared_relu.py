@@ -1,4 +1,7 @@
-"""The squared-ReLU attention of gated units as a Triton kernel, forward and backward."""
+"""The squared-ReLU attention of gated units as a Triton kernel, forward and backward.
+
+The twin is ``generative.attention.gau.squared_relu_attention``, which has the whole matrix.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from generative.attention import gau
 from generative.attention.checks import (
-    accumulated,
-    allowed,
     check_attend,
     check_causal,
     check_qkv,
     checked_scale,
-    repeat_heads,
     without_unseen,
 )
 from generative.attention.kernels.dispatch import on_kernels
@@ -60,26 +61,17 @@ def squared_relu_attention(
     Raises:
         TypeError, ValueError: If an argument does not fit; the message names it.
     """
+    if not on_kernels(q, k, v) or q.shape[-1] > 256:
+        return gau.squared_relu_attention(q, k, v, attend=attend, causal=causal, scale=scale)
     check_qkv(q, k, v)
     check_causal(causal, q, k)
     if attend is not None:
         attend = check_attend(attend, q, k)
         k, v = without_unseen(k, v, attend)
-    scale = checked_scale(scale, q)
-    if not on_kernels(q, k, v) or q.shape[-1] > 256:
-        return _twin(q, k, v, allowed(attend, causal, q, k), scale)
-    if attend is not None:
         attend = attend.expand(*q.shape[:3], k.shape[2])
-    return _SquaredReLU.apply(q, k, v, attend, causal, scale)  # type: ignore[no-untyped-call]
-
-
-def _twin(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    exact = accumulated(q.dtype)
-    keys, values = (repeat_heads(x.to(exact), q.shape[1]) for x in (k, v))
-    scores = scale * (q.to(exact) @ keys.mT)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, 0.0)
-    return (scores.relu().square() @ values).to(q.dtype)
+    return _SquaredReLU.apply(  # type: ignore[no-untyped-call]  # torch's
+        q, k, v, attend, causal, checked_scale(scale, q)
+    )
 
 
 class _SquaredReLU(torch.autograd.Function):

@@ -10,8 +10,13 @@ from generative.attention.kernels.dispatch import on_kernels
 class Fake:
     """A tensor's device and dtype, on a device that this machine may lack."""
 
-    def __init__(self, device: str = "cuda:0", dtype: torch.dtype = torch.float32) -> None:
-        self.device, self.dtype = torch.device(device), dtype
+    def __init__(
+        self, device: str = "cuda:0", dtype: torch.dtype = torch.float32, *, size: int = 1
+    ) -> None:
+        self.device, self.dtype, self.size = torch.device(device), dtype, size
+
+    def numel(self) -> int:
+        return self.size
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +39,7 @@ def test_the_twin_takes_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not on_kernels(Fake("cpu"))
     assert not on_kernels(Fake("cuda:0"), Fake("cuda:1"))
     assert not on_kernels(Fake(dtype=torch.float64))
+    assert not on_kernels(Fake(), Fake(size=0))
     assert not on_kernels(Fake(), Fake(dtype=torch.bfloat16))
     monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
     assert not on_kernels(Fake())

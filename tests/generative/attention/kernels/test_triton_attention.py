@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from generative.attention import gau
 from generative.attention.kernels.flash_attention import flash_attention
 from generative.attention.kernels.squared_relu import squared_relu_attention
 from generative.attention.naive import softmax_attention
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.gpu
 Attention = Callable[..., Tensor]
 PAIRS = [
     pytest.param(flash_attention, softmax_attention, id="softmax"),
-    pytest.param(squared_relu_attention, squared_relu_attention, id="squared_relu"),
+    pytest.param(squared_relu_attention, gau.squared_relu_attention, id="squared_relu"),
 ]
 
 
