@@ -76,6 +76,7 @@ HEAVY = {
         "generative.attention.kernels._triton_attention_tiles",
         "generative.attention.kernels._triton_cross_entropy",
         "generative.attention.kernels._triton_linear",
+        "generative.attention.kernels._triton_mixing",
     ),
     "trl": (),
     "vllm": (),

@@ -57,9 +57,9 @@ def _scores(
     if MASKED:
         start = mask + (query_head // heads) * mask_b + (query_head % heads) * mask_h
         if TRANSPOSED:
-            where = start + i[:, None] * mask_k + j[None, :] * mask_q
+            where = start + i[:, None] * mask_k + j[None, :].to(tl.int64) * mask_q
         else:
-            where = start + i[:, None] * mask_q + j[None, :] * mask_k
+            where = start + i[:, None].to(tl.int64) * mask_q + j[None, :] * mask_k
         may = may & (tl.load(where, mask=may, other=0) != 0)
     return tl.where(may, scores, float("-inf"))
 

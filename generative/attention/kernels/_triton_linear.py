@@ -145,7 +145,7 @@ def _load(
         exact = tl.where(exact > 0, exact + 1.0, tl.exp(tl.minimum(exact, 0.0)))
         found = tl.where(there, exact, 0.0).to(found.dtype)
     elif MAP == 2:
-        found = tl.maximum(found, 0.0)
+        found = tl.maximum(found.to(tl.float32), 0.0).to(found.dtype)
     return found
 
 
