@@ -7,7 +7,7 @@ the inputs' dtype before they are multiplied with values.
 Cost, for T queries and keys, width K, value width W, causal: the squared ReLU multiplies
 ``T^2 / 2 (2 K ceil(W / 256) + 2 W)`` a row, as scores are computed again for each 256 columns of
 values. For the gated unit of d = 768 (8 rows, T = 8,192, K = 128, W = 1,536) that is 1.24 TFLOP,
-1.25 ms at an H200's 989 TFLOP/s; .87 ms of them would be left if scores were kept. Memory, 0.43 GB
+1.25 ms at an H200's 989 TFLOP/s; .90 ms of them would be left if scores were kept. Memory, 0.43 GB
 read and written once, .09 ms at 4.8 TB/s, is no limit. Target: 3.5 ms, .36 of the peak.
 """
 
