@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from generative.character_jobs import CharacterJob
 from generative.sequence_jobs import SequenceJob
 from generative.sequence_tasks import copied, in_reverse, sorted_up
 from launch.optimizers import AdamW
 from launch.runtime import RuntimeConfig
 from launch.schedule import Linear
 
-__all__ = ["transformer_copy", "transformer_reverse", "transformer_sort"]
+__all__ = ["char_lm", "transformer_copy", "transformer_reverse", "transformer_sort"]
 
 
 def transformer_sort() -> SequenceJob:
@@ -33,3 +34,8 @@ def transformer_copy() -> SequenceJob:
 def transformer_reverse() -> SequenceJob:
     """The Transformer of 2017 learns to reverse: every held-out sequence right, in minutes."""
     return replace(transformer_sort(), answer=in_reverse)
+
+
+def char_lm() -> CharacterJob:
+    """A byte model of Python's standard library; --mixer NAME chooses how its tokens mix."""
+    return CharacterJob(runtime=RuntimeConfig(threads=1))
