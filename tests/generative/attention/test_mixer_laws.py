@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from generative.attention import naive
+from generative.attention.cache import QuantizedKeyValues
 from generative.attention.delta_mixer import DeltaRule
 from generative.attention.features import exp, relu
 from generative.attention.flash import flash_attention
@@ -29,8 +32,14 @@ class Kind:
     ordered: bool = True
     """Whether it sees order without a causal mask."""
     causal_alone: bool = False
+    """Whether it has no form in which tokens see those after them."""
+    linear_memory: bool = False
+    """Whether no tensor of T x T is ever made."""
+    constant_state: bool = False
+    """Whether the state takes the same bytes whatever the number of tokens."""
 
 
+LINEAR = {"linear_memory": True, "constant_state": True}
 KINDS = {
     "softmax": Kind(SoftmaxAttention(heads=4), ordered=False),
     "grouped": Kind(SoftmaxAttention(heads=4, key_heads=2), ordered=False),
@@ -39,25 +48,30 @@ KINDS = {
     "alibi": Kind(SoftmaxAttention(heads=4, positions=ALiBi())),
     "t5": Kind(SoftmaxAttention(heads=4, positions=T5(buckets=4, farthest=6))),
     "flash": Kind(
-        SoftmaxAttention(heads=4, key_heads=2, positions=Rotary(), attention=flash_attention)
+        SoftmaxAttention(heads=4, key_heads=2, positions=Rotary(), attention=flash_attention),
+        linear_memory=True,
     ),
-    "linear": Kind(LinearAttention(heads=4), ordered=False),
-    "linear-grouped": Kind(LinearAttention(heads=4, key_heads=2, chunk=2), ordered=False),
-    "linear-relu": Kind(LinearAttention(heads=2, feature_map=relu, chunk=4), ordered=False),
-    "linear-exp": Kind(LinearAttention(heads=4, feature_map=exp, chunk=3), ordered=False),
+    "linear": Kind(LinearAttention(heads=4), ordered=False, **LINEAR),
+    "linear-grouped": Kind(LinearAttention(heads=4, key_heads=2, chunk=2), ordered=False, **LINEAR),
+    "linear-relu": Kind(
+        LinearAttention(heads=2, feature_map=relu, chunk=4), ordered=False, **LINEAR
+    ),
+    "linear-exp": Kind(LinearAttention(heads=4, feature_map=exp, chunk=3), ordered=False, **LINEAR),
     "linear-random": Kind(
-        LinearAttention(heads=2, feature_map=RandomFeatures(features=12), chunk=4), ordered=False
+        LinearAttention(heads=2, feature_map=RandomFeatures(features=12), chunk=4),
+        ordered=False,
+        **LINEAR,
     ),
     "retention": Kind(
-        LinearAttention(heads=4, normalize=False, decays=True, chunk=4), causal_alone=True
+        LinearAttention(heads=4, normalize=False, decays=True, chunk=4), causal_alone=True, **LINEAR
     ),
-    "delta": Kind(DeltaRule(heads=4, decays=False, chunk=4), causal_alone=True),
-    "gated-delta": Kind(DeltaRule(heads=2, chunk=2), causal_alone=True),
+    "delta": Kind(DeltaRule(heads=4, decays=False, chunk=4), causal_alone=True, **LINEAR),
+    "gated-delta": Kind(DeltaRule(heads=2, chunk=2), causal_alone=True, **LINEAR),
     "gau": Kind(GatedAttention(key_size=8), ordered=False),
     "gau-rotary": Kind(GatedAttention(key_size=8, positions=Rotary())),
-    "flash-gau": Kind(MixedChunkAttention(key_size=8, chunk=4, positions=Rotary())),
-    "flash-gau-plain": Kind(MixedChunkAttention(key_size=8, chunk=3)),
-    "window": Kind(SoftmaxAttention(heads=2, positions=Rotary(), window=3)),
+    "flash-gau": Kind(MixedChunkAttention(key_size=8, chunk=4, positions=Rotary()), **LINEAR),
+    "flash-gau-plain": Kind(MixedChunkAttention(key_size=8, chunk=3), **LINEAR),
+    "window": Kind(SoftmaxAttention(heads=2, positions=Rotary(), window=3), constant_state=True),
 }
 
 each_kind = pytest.mark.parametrize("name", KINDS)
@@ -66,10 +80,12 @@ each_parallel_kind = pytest.mark.parametrize(
 )
 
 
-def built(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+def built(
+    name: str, dtype: torch.dtype = torch.float64, config: MixerConfig | None = None
+) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        mixer = KINDS[name].config.build(WIDTH)
+        mixer = (config or KINDS[name].config).build(WIDTH)
         for parameter in mixer.parameters():  # norms and offsets too, which begin at 1 and 0
             parameter.data += 0.1 * torch.randn_like(parameter)
     return mixer.to(dtype)
@@ -78,6 +94,143 @@ def built(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
 def inputs(rows: int = 2, tokens: int = TOKENS, dtype: torch.dtype = torch.float64) -> Tensor:
     g = torch.Generator().manual_seed(0)
     return torch.randn(rows, tokens, WIDTH, generator=g, dtype=torch.float64).to(dtype)
+
+
+def make_naive(mixer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the plainest forms in the place of the fast ones; ``state`` and ``chunk`` go unused."""
+
+    def linear(q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
+        options.pop("chunk", None)
+        return naive.linear_attention(q, k, v, **options)  # type: ignore[arg-type]  # as given
+
+    def continued(q: Tensor, k: Tensor, v: Tensor, **options: object) -> tuple[Tensor, None]:
+        return linear(q, k, v, causal=True, **options), None
+
+    def delta(q: Tensor, k: Tensor, v: Tensor, **options: object) -> tuple[Tensor, None]:
+        del options["chunk"], options["state"]
+        return naive.gated_delta_rule(q, k, v, **options), None  # type: ignore[arg-type]  # as given
+
+    def chunks(*heads: Tensor, chunk: int, **options: object) -> Tensor:
+        size = heads[0].shape[2] ** -0.5
+        scales = {"quad_scale": size, "lin_scale": size / chunk}
+        return naive.mixed_chunk_attention(*heads, chunk=chunk, **scales, **options)  # type: ignore[arg-type]  # as given
+
+    monkeypatch.setattr("generative.attention.linear_mixer.linear_attention", linear)
+    monkeypatch.setattr("generative.attention.linear_mixer.linear_attention_continued", continued)
+    monkeypatch.setattr("generative.attention.delta_mixer.gated_delta_rule_chunked", delta)
+    monkeypatch.setattr(
+        "generative.attention.gau.squared_relu_attention", naive.squared_relu_attention
+    )
+    monkeypatch.setattr("generative.attention.gau.flash_mixing", chunks)
+    if hasattr(mixer, "attention"):
+        monkeypatch.setattr(mixer, "attention", naive.softmax_attention)
+
+
+@each_kind
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_outputs_and_gradients_are_those_of_the_naive_form(
+    name: str, dtype: torch.dtype, near: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixer, x = built(name, dtype), inputs(dtype=dtype).requires_grad_()
+    attend = torch.ones(2, 1, 1, TOKENS, dtype=torch.bool)
+    attend[0, :, :, 2] = attend[1, :, :, 5:7] = False
+    given = [x, *mixer.parameters()]
+
+    def found() -> list[tuple[Tensor, ...]]:
+        passes = []
+        for causal in (True,) if KINDS[name].causal_alone else (True, False):
+            for mask in (None, attend):
+                out = mixer(x, causal=causal, attend=mask)
+                gradients = torch.autograd.grad(out.square().sum(), given, allow_unused=True)
+                passes.append((out, *(g for g in gradients if g is not None)))
+        return passes
+
+    fast = found()
+    make_naive(mixer, monkeypatch)
+    plain = found()
+    for ours, truth in zip(fast, plain, strict=True):
+        for one, other in zip(ours, truth, strict=True):
+            scale = max(1.0, other.abs().max().item())
+            torch.testing.assert_close(one, other, rtol=near, atol=near * scale)
+
+
+class Largest(TorchDispatchMode):
+    """Counts the numbers of the largest tensor that any operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: object = (),
+        kwargs: object = None,
+    ) -> object:
+        out = function(*args, **(kwargs or {}))  # type: ignore[misc, dict-item]  # as torch gives
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(x, Tensor) and x.numel():
+                held = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1
+                self.numbers = max(self.numbers, held)  # an expanded view takes no memory
+        return out
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.linear_memory])
+def test_no_tensor_of_all_pairs_is_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, config = 2_048, KINDS[name].config
+    if hasattr(config, "chunk"):
+        config = replace(config, chunk=16)  # type: ignore[type-var]  # a dataclass
+    mixer = built(name, torch.float32, config)
+    x = inputs(rows=1, tokens=tokens, dtype=torch.float32).requires_grad_()
+    with Largest() as largest:
+        mixer(x, causal=True).sum().backward()
+    assert largest.numbers < tokens * tokens / 8
+    if "delta" not in name:  # whose naive form is a recurrence
+        make_naive(mixer, monkeypatch)
+        with Largest() as naive_largest, torch.no_grad():
+            mixer(x, causal=True)
+        assert naive_largest.numbers >= tokens * tokens
+
+
+@each_kind
+def test_states_take_constant_memory_where_that_is_promised(name: str) -> None:
+    mixer, x = built(name), inputs(rows=1)
+    state = mixer.new_state(1, 100)  # type: ignore[operator]  # a Mixer
+    mixer.extend(x, state)  # type: ignore[operator]  # a Mixer
+    first = state.nbytes
+    longer = mixer.new_state(1, 1_000)  # type: ignore[operator]  # a Mixer
+    for _ in range(20):
+        mixer.extend(x, longer)  # type: ignore[operator]  # a Mixer
+    assert longer.length == 20 * TOKENS
+    assert (longer.nbytes == first) == KINDS[name].constant_state
+
+
+@pytest.mark.parametrize("name", [n for n, k in KINDS.items() if n[:5] in ("linea", "reten")
+                                  or "delta" in n])  # fmt: skip
+def test_chunk_size_does_not_matter(name: str) -> None:
+    x = inputs()
+    found = [
+        built(name, config=replace(KINDS[name].config, chunk=chunk))(x, causal=True)  # type: ignore[type-var]  # a dataclass
+        for chunk in (1, 2, 5, 9, 64)
+    ]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_an_int8_cache_is_near_and_split_alike(window: int | None) -> None:
+    config = SoftmaxAttention(heads=2, positions=Rotary(), window=window, cache=QuantizedKeyValues)
+    mixer, x = built("", torch.float32, config), inputs(dtype=torch.float32)
+    parts = []
+    for cuts in ([TOKENS], [1] * TOKENS, [4, 5]):
+        state = mixer.new_state(2, TOKENS)  # type: ignore[operator]  # a Mixer
+        parts.append(torch.cat([mixer.extend(p, state) for p in x.split(cuts, 1)], 1))  # type: ignore[operator]  # a Mixer
+    for part in parts[1:]:
+        torch.testing.assert_close(part, parts[0], rtol=0, atol=1e-5)
+    exact = mixer(x, causal=True)
+    assert 0 < (parts[0] - exact).abs().max() < 0.02 * exact.abs().max()
+    plain = built("", torch.float32, replace(config, cache=None)).new_state(2, TOKENS)  # type: ignore[operator]  # a Mixer
+    if window is None:
+        assert state.nbytes < 0.45 * plain.nbytes
 
 
 @each_kind

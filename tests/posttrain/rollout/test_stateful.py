@@ -8,14 +8,27 @@ import pytest
 import torch
 
 from generative.attention.decoder_lm import DecoderConfig, DecoderLM
+from generative.attention.delta_mixer import DeltaRule
+from generative.attention.flash import flash_attention
+from generative.attention.gated_mixers import GatedAttention, MixedChunkAttention
+from generative.attention.linear_mixer import LinearAttention, RandomFeatures
 from generative.attention.mixers import MixerConfig, SoftmaxAttention
-from generative.attention.positions import Rotary
+from generative.attention.positions import T5, ALiBi, Rotary
 from posttrain.rollout import Sampling
 from posttrain.rollout.engine import Engine
 
 KINDS: dict[str, MixerConfig] = {
     "softmax": SoftmaxAttention(heads=4, key_heads=2, positions=Rotary(), query_key_norm=True),
     "window": SoftmaxAttention(heads=4, positions=Rotary(), window=4),
+    "alibi": SoftmaxAttention(heads=4, positions=ALiBi()),
+    "t5": SoftmaxAttention(heads=4, positions=T5(buckets=4, farthest=8)),
+    "flash": SoftmaxAttention(heads=4, positions=Rotary(), attention=flash_attention),
+    "linear": LinearAttention(heads=4, chunk=4),
+    "random-features": LinearAttention(heads=2, feature_map=RandomFeatures(features=32)),
+    "retention": LinearAttention(heads=4, normalize=False, decays=True, chunk=4),
+    "delta": DeltaRule(heads=4, chunk=4),
+    "gau": GatedAttention(key_size=16, positions=Rotary()),
+    "flash-gau": MixedChunkAttention(key_size=16, chunk=4, positions=Rotary()),
 }
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7], [8, 9]]
 
