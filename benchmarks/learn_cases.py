@@ -38,6 +38,12 @@ def judged(output: Path, seed: int) -> Figures:
     }
 
 
+def last_record(output: Path, seed: int) -> Figures:
+    """Return the figures of a run's last step."""
+    found: Figures = json.loads((output / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
+    return found
+
+
 @dataclass(frozen=True)
 class Case:
     """A recipe with its flags, and what it must reach."""
@@ -107,6 +113,31 @@ def agent(recipe: str, least: float, stated: str, *, each: float | None = None) 
         reaches=lambda f: each is None or f["return"] >= each,
         reaches_on_average=lambda f: f["return"] >= least,
         stated=stated,
+    )
+
+
+def sequences(recipe: str) -> Case:
+    """Return the case of a task on sequences, which is to be learnt to the last symbol."""
+    return Case(
+        recipe,
+        recipe,
+        figures=last_record,
+        shown=("heldout/exact", "loss", "cpu_seconds", "seconds"),
+        reaches=lambda f: f["heldout/exact"] == 1.0 and f["cpu_seconds"] <= 180,
+        stated="every one of 512 held-out sequences right, <= 3 CPU minutes",
+    )
+
+
+def characters(mixer: str) -> Case:
+    """Return the case of a byte model; nothing is stated of it but that it learns."""
+    return Case(
+        f"char-lm: {mixer}",
+        "char-lm",
+        ("--mixer", mixer, "--steps", "250", "--heldout_every", "0"),
+        figures=last_record,
+        shown=("heldout/bits", "loss", "cpu_seconds", "seconds"),
+        reaches=lambda f: f["heldout/bits"] < 4.0,
+        stated="fewer than 4 bits per character of held-out files",
     )
 
 
@@ -213,4 +244,6 @@ CASES = (
     agent("dqn-mountaincar", -110, ">= -110"),
     agent("sac-pendulum", -160, ">= -160 in 20k env steps"),
     agent("td3-pendulum", -float("inf"), "beside sac-pendulum"),
+    *(sequences(f"transformer-{task}") for task in ("sort", "copy", "reverse")),
+    *(characters(mixer) for mixer in ("softmax", "gau", "flash-gau", "linear")),
 )
