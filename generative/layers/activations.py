@@ -89,6 +89,7 @@ def prelu(x: Tensor, slope: Tensor | float) -> Tensor:
     """
     if not isinstance(slope, Tensor):
         return F.leaky_relu(x, slope)
+    slope = slope.to(x.dtype)
     if slope.numel() == 1:
         return F.prelu(x, slope.reshape(1))
     if x.dim() < 2 or slope.shape != x.shape[1:2]:
@@ -145,6 +146,8 @@ def swish(x: Tensor, beta: Tensor | float = 1.0) -> Tensor:
         x: Any shape.
         beta: A number, or a tensor that broadcasts against x and may be learnt.
     """
+    if isinstance(beta, Tensor):
+        beta = beta.to(x.dtype)
     return x * torch.sigmoid(beta * x)
 
 

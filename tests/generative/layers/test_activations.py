@@ -226,6 +226,18 @@ def test_prelu_names_a_slope_that_fits_no_channels(
         act.prelu(torch.zeros(shape), torch.zeros(slopes))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_learnt_number_of_float32_leaves_the_dtype_of_x(dtype: torch.dtype) -> None:
+    x, learnt = torch.tensor([-2.0, 3.0], dtype=dtype), torch.tensor([0.5], requires_grad=True)
+    for activation, gradient in ((act.prelu, -2.0), (act.swish, None)):
+        found = activation(x, learnt)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, activation(x, 0.5))
+        (slope,) = torch.autograd.grad(found.sum(), learnt)
+        assert slope.dtype == torch.float32
+        assert gradient is None or slope.item() == gradient
+
+
 def test_swish_learns_its_beta_and_has_its_limits() -> None:
     x = some(50)
     beta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
