@@ -22,6 +22,7 @@ __all__ = [
     "check_qkv",
     "checked_scale",
     "repeat_heads",
+    "without_blind",
     "without_unseen",
 ]
 
@@ -209,3 +210,13 @@ def without_unseen(k: Tensor, v: Tensor, attend: Tensor | None) -> tuple[Tensor,
         seen = seen.unflatten(1, (k.shape[1], -1)).any(dim=2)
     unseen = ~seen.mT
     return k.masked_fill(unseen, 0.0), v.masked_fill(unseen, 0.0)
+
+
+def without_blind(q: Tensor, mask: Tensor | None) -> Tensor:
+    """Replace queries that may look nowhere by 0, as ``without_unseen`` does with keys.
+
+    Args:
+        q: ``(B, H, T_q, K)``.
+        mask: ``(B|1, H|1, T_q|1, T_k|1)`` of ``allowed``, or None.
+    """
+    return q if mask is None else q.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)

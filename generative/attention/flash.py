@@ -204,6 +204,10 @@ class _Flash(torch.autograd.Function):
                     for x in (tiles.q, tiles.grouped(d_out), tiles.grouped(out))
                 )
                 log_sum = tiles.part(tiles.grouped(log_sums)[..., None], queries)
+                if (
+                    attend is not None
+                ):  # where a row may look nowhere, what stands there is not read
+                    rows = rows.masked_fill(log_sum == torch.inf, 0.0)
                 delta = (d_o * o).sum(dim=-1, keepdim=True)
                 dq_rows = torch.zeros_like(rows)
                 for keys in tiles.of_keys(queries):

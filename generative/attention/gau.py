@@ -34,6 +34,7 @@ from generative.attention.checks import (
     check_qkv,
     checked_scale,
     repeat_heads,
+    without_blind,
     without_unseen,
 )
 from generative.attention.gau_states import FLASHState, GAUState
@@ -81,6 +82,7 @@ def squared_relu_attention(
     attend = None if attend is None else check_attend(attend, q, k)
     k, v = without_unseen(k, v, attend)
     mask = allowed(attend, causal, q, k)
+    q = without_blind(q, mask)
     exact = accumulated(q.dtype)
     keys, values = (repeat_heads(x.to(exact), q.shape[1]) for x in (k, v))
     scores = (checked_scale(scale, q) * q.to(exact)) @ keys.mT

@@ -15,6 +15,7 @@ from generative.attention.checks import (
     check_qkv,
     checked_scale,
     repeat_heads,
+    without_blind,
     without_unseen,
 )
 from generative.attention.features import FeatureMap
@@ -71,6 +72,7 @@ def softmax_attention(
     bias = None if bias is None else check_bias(bias, q, k)
     k, v = without_unseen(k, v, attend)
     mask = allowed(attend, causal, q, k)
+    q = without_blind(q, mask)
     exact = accumulated(q.dtype)
     keys, values = (repeat_heads(x.to(exact), q.shape[1]) for x in (k, v))
     scores = checked_scale(scale, q) * (q.to(exact) @ keys.mT)

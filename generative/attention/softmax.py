@@ -128,6 +128,7 @@ def _planned(
     if attend is None and bias is None:
         return _fused(_Call(q, k, v, None, causal, grouped, None))
     mask, nowhere = _joined(allowed(attend, causal, q, k), bias, q.dtype)
+    q = q.masked_fill(nowhere, 0.0)  # what stands there, be it NaN, reaches no gradient of k
     return _fused(_Call(q, k, v, mask, False, grouped, nowhere))
 
 

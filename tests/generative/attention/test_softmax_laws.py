@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from generative.attention.flash import flash_attention
+from generative.attention.gau import squared_relu_attention
 from generative.attention.naive import softmax_attention
 from generative.attention.softmax import attention
 
@@ -132,6 +133,26 @@ def test_rows_that_may_look_nowhere_are_zero(form: Form, dtype: torch.dtype) -> 
         gradients = torch.autograd.grad(out.square().sum(), (q, k, v))
         assert all(x.isfinite().all() for x in gradients)
         assert gradients[0][~may].eq(0).all()
+
+
+@pytest.mark.parametrize("garbage", [torch.nan, torch.inf])
+@pytest.mark.parametrize("form", [*EVERY, squared_relu_attention], ids=lambda form: form.__name__)
+def test_what_stands_at_queries_that_may_look_nowhere_never_matters(
+    form: Form, garbage: float
+) -> None:
+    q, k, v = (draws(2, 2, 5, 4, seed=seed).requires_grad_() for seed in range(3))
+    ahead = torch.tensor([[False, False, True, True, True], [True] * 5])[:, None, None]
+    everywhere = ahead & torch.tensor([True, False, True, True, False])[:, None]
+    for attend, causal in ((ahead, True), (everywhere, False), (everywhere, True)):
+        past = torch.ones(5, 5, dtype=torch.bool).tril() if causal else True
+        blind = ~(attend & past).any(-1)[..., None]
+        dirty = q.detach().masked_fill(blind, garbage).requires_grad_()
+        found = []
+        for queries in (q, dirty):
+            out = form(queries, k, v, attend=attend, causal=causal)
+            found.append((out, *torch.autograd.grad(out.sum(), (queries, k, v))))
+        for clean, other in zip(*found, strict=True):
+            assert torch.equal(other, clean)
 
 
 @every_form
