@@ -191,6 +191,8 @@ def check_mixing(
                 f"{name} has shape {tuple(x.shape)}, expected {tuple(same)}: (B, T) of v, S of "
                 "quad_q; tokens mix with themselves, so all have as many"
             )
+    if v.shape[1] == 0:
+        raise ValueError("v has T=0: there is no token to mix; leave the call out")
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: a chunk has at least 1 token")
     if attend is None:
@@ -228,6 +230,8 @@ class _Unit(nn.Module):
         """
         if x.dim() != 3 or x.shape[2] != self.d:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, T, D) with D={self.d}")
+        if x.shape[1] == 0:
+            raise ValueError("x has T=0: there is no token to mix; leave the call out")
         parts = F.silu(self.input(x)).split((self.inner, self.inner, self.key_size), -1)
         places = torch.arange(start, start + x.shape[1], device=x.device)
         uses = parts[2][:, None] * self.scales[:, None] + self.offsets[:, None]  # (B, uses, T, S)

@@ -300,6 +300,17 @@ def test_flash_makes_no_matrix_of_all_tokens() -> None:
     assert largest.numbers >= length * length
 
 
+@pytest.mark.parametrize("kind", [GAU, FLASH])
+def test_no_token_is_refused_by_name(kind: type[GAU] | type[FLASH]) -> None:
+    unit, none = kind(6), torch.zeros(2, 0, 6)
+    with pytest.raises(ValueError, match="x has T=0"):
+        unit(none)
+    with pytest.raises(ValueError, match="x has T=0"):
+        unit.extend(none, unit.new_state(2, 4))
+    with pytest.raises(ValueError, match="v has T=0"):
+        flash_mixing(none, none, none, none, none, chunk=2)
+
+
 def test_bad_input_is_named() -> None:
     x = draws(2, 6, 6)
     with pytest.raises(ValueError, match=r"x has shape \(2, 6, 5\), expected .* D=6"):
