@@ -84,6 +84,11 @@ def check_linear(
     if decay is not None:
         if not causal:
             raise ValueError("decay needs causal=True: it is by distance back in time")
+        if not isinstance(decay, Tensor):
+            raise TypeError(
+                f"decay is {decay!r}, expected a tensor (H,), one gamma a head; for the same in "
+                "all, torch.full((H,), gamma)"
+            )
         if decay.shape != q.shape[1:2]:
             raise ValueError(
                 f"decay has shape {tuple(decay.shape)}, expected ({q.shape[1]},): one gamma a head"
@@ -120,7 +125,13 @@ def read_keys(
 
 def _features(x: Tensor, feature_map: FeatureMap) -> tuple[Tensor, Tensor | None]:
     if not isinstance(feature_map, LogFeatures):
-        return feature_map(x), None
+        features = feature_map(x)
+        if features.shape[:-1] != x.shape[:-1]:
+            raise ValueError(
+                f"feature_map made {tuple(features.shape)} of {tuple(x.shape)}, expected (..., M) "
+                "of (..., K): features of each query and key, on the last axis"
+            )
+        return features, None
     logs = feature_map.log(x)
     scale = logs.detach().amax(-1, keepdim=True).clamp(min=NOTHING)
     return (logs - scale).exp(), scale[..., 0]
@@ -281,9 +292,8 @@ def attend_in_chunks(
     )
     weights = _weights(block, state, log_decay, chunk)
     scores = queries @ keys.mT
-    if weights is None:
-        scores = scores.tril()
-    else:
+    scores = scores.tril()  # before all else: scores of keys to come may be infinite
+    if weights is not None:
         scores = scores * weights.within
         queries, keys = queries * weights.enter[..., None], keys * weights.leave[..., None]
     keep = None if weights is None else weights.keep

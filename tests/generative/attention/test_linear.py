@@ -183,6 +183,16 @@ def test_any_split_continues_to_what_the_whole_gives(cuts: list[int], seed: int)
 
 
 @every_form
+@pytest.mark.parametrize("decay", [None, torch.tensor([0.9, 0.5, 1.0, 0.7])], ids=["1", "decay"])
+def test_features_to_come_may_overflow(form: Callable[..., Tensor], decay: Tensor | None) -> None:
+    q, k, v = qkv(9)
+    clean = form(q, k, v, feature_map=torch.exp, decay=decay)
+    k[:, :, 5:] = 100.0  # exp(100) is no float32
+    out = form(q, k, v, feature_map=torch.exp, decay=decay)
+    assert torch.equal(out[:, :, :5], clean[:, :, :5])
+
+
+@every_form
 @pytest.mark.parametrize("size", [200.0, 3e3])
 def test_exponential_features_neither_overflow_nor_lose_the_result(
     form: Callable[..., Tensor], size: float
@@ -311,6 +321,8 @@ def test_state_of_decoding_is_of_constant_size() -> None:
             ValueError,
             r"decay is .*, expected numbers",
         ),
+        ({"decay": 0.9}, TypeError, "decay is 0.9, expected a tensor"),
+        ({"feature_map": torch.sum}, ValueError, r"feature_map made .* expected .* M\)"),
         ({"decay": torch.ones(3)}, ValueError, "decay has shape .3,., expected .4,."),
         ({"q": draws(2, 4, 4, WIDTH)}, ValueError, "causal=True with T_q=4 queries and T_k=5"),
         ({"k": draws(2, 3, 5, WIDTH), "v": draws(2, 3, 5, WIDTH)}, ValueError, "H_kv=3"),
