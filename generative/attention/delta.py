@@ -104,10 +104,12 @@ def _of_chunks(tokens: list[Tensor], memory: Tensor) -> tuple[Tensor, Tensor]:
     """Return what n chunks of C tokens, ``(B, H, n, C, ...)``, read, and the memory after them."""
     q, k, v, beta, log_decay = tokens
     size = q.shape[3]
-    logs = log_decay.cumsum(3)
+    # From s to t the decays of s + 1 .. t are summed for each s alone: a difference of two sums
+    # from the start of the chunk would round by all that faded before s.
+    sums = log_decay[..., None].expand(*log_decay.shape, size).tril(-1).cumsum(-2)
     future = torch.ones(size, size, dtype=torch.bool, device=q.device).triu(1)
-    fades = (logs[..., :, None] - logs[..., None, :]).masked_fill(future, -torch.inf).exp()
-    since_start, to_end = logs.exp(), (logs[..., -1:] - logs).exp()
+    fades = sums.masked_fill(future, -torch.inf).exp()
+    since_start, to_end = log_decay.cumsum(3).exp(), fades[..., -1, :]
     system = (beta[..., None] * (k @ k.mT) * fades).tril(-1)
     right = beta[..., None] * torch.cat((v, since_start[..., None] * k), -1)
     solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)

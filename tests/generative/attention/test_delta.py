@@ -99,6 +99,17 @@ def test_a_state_continues_to_what_the_whole_gives(cut: int, seed: int) -> None:
 
 
 @every_form
+def test_strong_decay_costs_no_precision(form: Form) -> None:
+    given = case(128, 0, torch.float64)
+    # Half of the tokens forget nearly all, the others nearly nothing.
+    forgets = torch.arange(128) % 2 == 0
+    given["log_decay"] = torch.where(forgets, torch.tensor(-80.0), given["log_decay"])
+    exact = naive.gated_delta_rule(**given)
+    out, _ = form(**{name: x.float() for name, x in given.items()})
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@every_form
 def test_a_token_of_beta_zero_is_left_out(form: Form) -> None:
     whole = case(9, 0, torch.float64)
     keep = torch.tensor([0, 1, 3, 4, 7, 8])
