@@ -336,6 +336,17 @@ def test_bad_input_is_named(change: dict[str, Any], error: type[Exception], says
         linear_attention_chunked(**given)
 
 
+def test_chunks_with_decay_compile_to_one_graph() -> None:
+    q, k, v = qkv(9)
+    decay = torch.tensor([0.9, 0.5, 1.0, 0.7])
+
+    def chunked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return linear_attention_chunked(q, k, v, feature_map=relu, decay=decay)
+
+    compiled = torch.compile(chunked, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(q, k, v), chunked(q, k, v))
+
+
 def test_states_and_decay_that_do_not_fit_are_named() -> None:
     q, k, v = qkv(5)
     with pytest.raises(ValueError, match="decay needs causal=True"):
