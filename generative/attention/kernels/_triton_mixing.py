@@ -13,10 +13,11 @@ Weights of a chunk are kept, T C numbers, because each is used for all E columns
 making it anew for each 128 of them costs as much as using it. Tiles above the causal diagonal are
 neither made nor read. No atomics.
 
-Cost of d = 768 (8 rows, T = 8,192, S = 128, E = 1,536, C = 256) in bfloat16, forward: 93 GFLOP, as a
-quarter of a chunk's weights is left out, .09 ms at an H200's 989 TFLOP/s. Memory: values twice and
-outputs once, 201 MB each, states written and read, 101 MB each, queries, keys and weights another
-134 MB, so .94 GB, .20 ms at 4.8 TB/s. It is bound by memory; target: .5 ms.
+Cost of d = 768 (8 rows, T = 8,192, S = 128, E = 1,536, C = 256) in bfloat16, forward: 93 GFLOP,
+as a quarter of a chunk's weights is left out, .09 ms at an H200's 989 TFLOP/s. Memory: values
+twice and outputs once, 201 MB each, states written and read, 101 MB each, queries, keys and
+weights another 134 MB, so .94 GB, .20 ms at 4.8 TB/s. It is bound by memory; target:
+.5 ms.
 """
 
 from __future__ import annotations
