@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from generative import recipes
 from generative.attention.transformer import Transformer, TransformerConfig
 from generative.model_folder import load_model, new_model
-from generative.schedules import InverseRoot
 from generative.sequence_jobs import SequenceJob
 from generative.sequence_tasks import Sequences, copied
 from generative.train_sequences import answered, train_sequences
 from launch.config import from_yaml, override, to_yaml
 from launch.errors import UsageError
+from launch.optimizers import AdamW
 from launch.runtime import Runtime
+from launch.schedule import Linear
 
 TINY = replace(
     recipes.transformer_copy(),
@@ -26,7 +27,8 @@ TINY = replace(
     model=TransformerConfig(vocabulary=8, width=16, layers=1, heads=2, hidden=32, most_tokens=5),
     steps=6,
     sequences_per_step=12,
-    schedule=InverseRoot(width=16, warmup=20),
+    optimizer=AdamW(learning_rate=1e-2, beta2=0.98),
+    schedule=Linear(warmup=20),
     heldout=32,
     heldout_every=3,
 )
