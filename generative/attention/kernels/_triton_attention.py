@@ -23,6 +23,7 @@ import triton
 from torch import Tensor
 
 from generative.attention.kernels import _triton_attention_tiles as kernels
+from generative.attention.kernels.dispatch import on_its_device
 
 _LOG2_E = 1.4426950408889634
 
@@ -48,6 +49,7 @@ class Weights:
         return self.scale * _LOG2_E if self.softmax else self.scale
 
 
+@on_its_device
 def softmax_forward(q: Tensor, k: Tensor, v: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
     """Return ``softmax(scale q k^T) v`` and the binary logarithm of the sums, ``(B, H, T_q)``.
 
@@ -80,6 +82,7 @@ def softmax_forward(q: Tensor, k: Tensor, v: Tensor, weights: Weights) -> tuple[
     return out, normaliser
 
 
+@on_its_device
 def weigh(x: Tensor, z: Tensor, y: Tensor, weights: Weights, *, transposed: bool) -> Tensor:
     """Return ``P y``: queries x, keys z and values y; or, transposed, ``P^T y``.
 
@@ -123,6 +126,7 @@ def weigh(x: Tensor, z: Tensor, y: Tensor, weights: Weights, *, transposed: bool
     return out
 
 
+@on_its_device
 def weigh_slopes(
     x: Tensor, z: Tensor, of_x: Tensor, of_z: Tensor, weights: Weights, *, transposed: bool
 ) -> Tensor:

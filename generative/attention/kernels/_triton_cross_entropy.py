@@ -12,9 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from generative.attention.kernels.dispatch import on_its_device
+
 _COLUMNS = 4096  # logits at a time
 
 
+@on_its_device
 def normalisers(
     logits: Tensor, bias: Tensor | None, labels: Tensor, own: Tensor, scale: float
 ) -> Tensor:
@@ -46,6 +49,7 @@ def normalisers(
     return found
 
 
+@on_its_device
 def replace_by_gradients(
     logits: Tensor,
     bias: Tensor | None,

@@ -26,10 +26,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from generative.attention.kernels.dispatch import on_its_device
+
 _PROGRAMS = 512  # about four for each multiprocessor of an H200
 _MAPS = ("none", "elu_plus_one", "relu")
 
 
+@on_its_device
 def causal_sums(
     x: Tensor,
     z: Tensor,

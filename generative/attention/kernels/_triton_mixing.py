@@ -13,11 +13,10 @@ Weights of a chunk are kept, T C numbers, because each is used for all E columns
 making it anew for each 128 of them costs as much as using it. Tiles above the causal diagonal are
 neither made nor read. No atomics.
 
-Cost of d = 768 (8 rows, T = 8,192, S = 128, E = 1,536, C = 256) in bfloat16, forward: 93 GFLOP,
-as a quarter of a chunk's weights is left out, .09 ms at an H200's 989 TFLOP/s. Memory: values
-twice and outputs once, 201 MB each, states written and read, 101 MB each, queries, keys and
-weights another 134 MB, so .94 GB, .20 ms at 4.8 TB/s. It is bound by memory; target:
-.5 ms.
+Cost of d = 768 (8 rows, T = 8,192, S = 128, E = 1,536, C = 256) in bfloat16, forward: 93 GFLOP, a
+quarter of a chunk's weights being left out, .09 ms at an H200's 989 TFLOP/s. Memory: values twice
+and outputs once, 201 MB each, states written and read, 101 MB each, queries, keys and weights
+another 134 MB, so .94 GB, .20 ms at 4.8 TB/s. It is bound by memory; target: .5 ms.
 """
 
 from __future__ import annotations
@@ -29,7 +28,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from generative.attention.kernels.dispatch import on_its_device
 
+
+@on_its_device
 def chunk_weights(
     q: Tensor, k: Tensor, chunk: int, scale: float, of_out: Tensor | None, v: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -71,6 +73,7 @@ def chunk_weights(
     return weights, slopes
 
 
+@on_its_device
 def states(x: Tensor, y: Tensor, chunk: int, *, backwards: bool) -> Tensor:
     """Return ``sum x_h^T y_h`` over chunks before each, or behind each, ``(B, G, S, E)``.
 
@@ -88,6 +91,7 @@ def states(x: Tensor, y: Tensor, chunk: int, *, backwards: bool) -> Tensor:
     return found
 
 
+@on_its_device
 def mix(
     weights: Tensor,
     y: Tensor,
@@ -134,6 +138,7 @@ def mix(
     return out
 
 
+@on_its_device
 def project(y: Tensor, state: Tensor, chunk: int, scale: float) -> Tensor:
     """Return ``scale y_g S_g^T`` of each chunk, ``(B, T, S)``.
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["on_kernels"]
+__all__ = ["on_its_device", "on_kernels"]
+
+Rest = ParamSpec("Rest")
+Result = TypeVar("Result")
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LEAST_CAPABILITY = (8, 0)  # the first with tensor cores for bfloat16
@@ -30,6 +35,19 @@ def on_kernels(*tensors: Tensor) -> bool:
         t.device == first.device and t.dtype == first.dtype and t.numel() > 0 for t in tensors
     )
     return alike and first.dtype in _DTYPES and _has_triton() and _serves(first.device)
+
+
+def on_its_device(
+    launch: Callable[Concatenate[Tensor, Rest], Result],
+) -> Callable[Concatenate[Tensor, Rest], Result]:
+    """Make the device of the first argument the current one: Triton launches on that one."""
+
+    @wraps(launch)
+    def launched(first: Tensor, /, *rest: Rest.args, **named: Rest.kwargs) -> Result:
+        with torch.cuda.device_of(first):
+            return launch(first, *rest, **named)
+
+    return launched
 
 
 @cache

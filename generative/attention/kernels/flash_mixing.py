@@ -35,7 +35,7 @@ def flash_mixing(
     quad_scale: float | None = None,
     lin_scale: float | None = None,
 ) -> Tensor:
-    r"""Mixed chunk attention (Hua et al. 2022, arXiv:2202.10447, section 3.3).
+    r"""Mixed chunk attention (Hua et al. 2022, arXiv:2202.10447, section 3).
 
         o_t = sum_{s in t's chunk, s <= t} relu(quad_scale quad_q_t . quad_k_s)^2 v_s
               + lin_scale lin_q_t . sum_{s in earlier chunks} lin_k_s v_s^T

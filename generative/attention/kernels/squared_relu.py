@@ -39,7 +39,7 @@ def squared_relu_attention(
     causal: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    r"""Attention of the gated attention unit (Hua et al. 2022, arXiv:2202.10447, section 3.2).
+    r"""Attention of the gated attention unit (Hua et al. 2022, arXiv:2202.10447, section 2).
 
         o_i = sum_j relu(scale q_i . k_j)^2 v_j,    over the j that i may look at
 

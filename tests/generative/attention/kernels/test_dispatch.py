@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from generative.attention.kernels import dispatch
-from generative.attention.kernels.dispatch import on_kernels
+from generative.attention.kernels.dispatch import on_its_device, on_kernels
 
 
 class Fake:
@@ -53,3 +56,19 @@ def test_an_old_device_is_left_to_the_twin(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_interpreter_takes_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert on_kernels(Fake("cpu"))
+
+
+def test_a_launch_is_on_the_device_of_its_first_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[object] = []
+
+    @contextmanager
+    def device_of(x: object) -> Iterator[None]:
+        steps.append(x)
+        yield
+        steps.append("left")
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    first, second = Fake("cuda:1"), Fake("cuda:1")
+    launch = on_its_device(lambda x, y, *, z: steps.append((x, y, z)))
+    launch(first, second, z=3)
+    assert steps == [first, (first, second, 3), "left"]
