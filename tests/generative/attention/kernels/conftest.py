@@ -12,6 +12,8 @@ import os
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -44,3 +46,23 @@ def _multiply_bfloat16() -> None:
         return plain(self, wide(a), wide(b), *rest)
 
     InterpreterBuilder.create_dot = widened
+
+
+class Largest(TorchDispatchMode):
+    """Counts the bytes of the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(x, Tensor):
+                self.nbytes = max(self.nbytes, x.numel() * x.element_size())
+        return out
+
+
+@pytest.fixture
+def largest() -> Largest:
+    return Largest()

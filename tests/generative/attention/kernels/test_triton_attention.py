@@ -6,6 +6,8 @@ The truth is plain attention in float64, which no kernel takes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import pytest
 import torch
@@ -19,6 +21,12 @@ from generative.attention.naive import softmax_attention
 pytestmark = pytest.mark.gpu
 
 Attention = Callable[..., Tensor]
+
+
+class Largest(AbstractContextManager["Largest"], Protocol):
+    nbytes: int
+
+
 PAIRS = [
     pytest.param(flash_attention, softmax_attention, id="softmax"),
     pytest.param(squared_relu_attention, gau.squared_relu_attention, id="squared_relu"),
@@ -148,3 +156,14 @@ def test_large_scores_do_not_overflow(device: torch.device) -> None:
     q, k, v = draw(device, shapes(rows=40, columns=40, k=8, v=8))
     ours, truth = both(flash_attention, softmax_attention, [100 * q, k, v], torch.float32)
     assert (ours[0] - truth[0]).abs().max() <= 1e-4  # scores of some 300, off by 2e-5 each
+
+
+@pytest.mark.parametrize(("kernel", "twin"), PAIRS)
+def test_no_tensor_of_queries_by_keys_exists(
+    device: torch.device, kernel: Attention, twin: Attention, largest: Largest
+) -> None:
+    inputs = [x.requires_grad_() for x in draw(device, shapes(rows=65, columns=65, k=8, v=8))]
+    with largest:
+        out = kernel(*inputs, causal=True)
+        torch.autograd.grad(out, inputs, torch.ones_like(out))
+    assert largest.nbytes == 65 * 8 * 4  # of 65 * 65 * 4
