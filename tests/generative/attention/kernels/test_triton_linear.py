@@ -55,6 +55,8 @@ def test_float32_equals_the_twin(
     device: torch.device, feature_map: FeatureMap, normalize: bool
 ) -> None:
     given = draw(device, (1, 2, 1, 101, 5, 7))
+    for x in given[:2]:
+        x[..., 0] = 1.0  # no sum of weights is near 0: gradients of queries are divided by it
     found = both(given, torch.float32, feature_map=feature_map, normalize=normalize)
     for x, y in zip(*found, strict=True):
         assert (x - y).abs().max() <= 1e-5 * max(1.0, float(y.abs().max()))
