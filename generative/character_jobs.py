@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, cast
 
 import torch
+from torch import Tensor
 
 from generative.attention.decoder_lm import DecoderConfig, DecoderLM
 from generative.attention.delta_mixer import DeltaRule
@@ -15,6 +16,8 @@ from generative.attention.gated_mixers import GatedAttention, MixedChunkAttentio
 from generative.attention.linear_mixer import LinearAttention
 from generative.attention.mixers import MixerConfig, SoftmaxAttention
 from generative.attention.positions import ALiBi, Rotary
+from generative.attention_figures import draw_attention
+from generative.influence import influence
 from generative.library_text import BYTES, StandardLibrary, TextSource, parse_text
 from generative.model_folder import keep_architecture, new_model, save_model
 from generative.train_characters import CharacterTraining, train_characters
@@ -25,6 +28,8 @@ from launch.spelling import did_you_mean
 
 __all__ = ["CharacterJob", "parse_mixer", "sampled_text"]
 
+_SHOWN = 40
+"""Bytes in the figure of influences."""
 _NAMED: dict[str, Callable[[], MixerConfig]] = {
     "softmax": lambda: SoftmaxAttention(heads=4, positions=Rotary(), query_key_norm=True),
     "window": lambda: SoftmaxAttention(heads=4, positions=Rotary(), query_key_norm=True, window=64),
@@ -105,10 +110,19 @@ class CharacterJob(CharacterTraining):
             for i, begin in enumerate(begins)
         ]
         run.samples(self.steps, rows)
+        self._show_influence(model, heldout, run)
         if run.output is not None:
             folder = run.output / "model"
             run.on_main(lambda: save_model(model, folder))
             run.print(f"The model is in {folder}: generative.model_folder.load_model reads it.")
+
+    def _show_influence(self, model: DecoderLM, heldout: Tensor, run: Runtime) -> None:
+        """Draw which bytes each prediction rests on, at the end of the held-out text."""
+        shown = heldout[-(min(_SHOWN, self.context) + 1) :].long()
+        maps = influence(model, shown.to(model.embedding.weight.device))
+        read, told = ([repr(chr(byte))[1:-1] for byte in x.tolist()] for x in (shown, shown[1:]))
+        drawn = draw_attention(maps[None] ** 0.5, read[:-1], told, ["share of influence, its root"])
+        run.figure("Which bytes a prediction rests on", drawn)
 
 
 @torch.no_grad()
