@@ -28,7 +28,7 @@ from launch.spelling import did_you_mean
 
 __all__ = ["CharacterJob", "parse_mixer", "sampled_text"]
 
-_SHOWN = 40
+_SHOWN = 24
 """Bytes in the figure of influences."""
 _NAMED: dict[str, Callable[[], MixerConfig]] = {
     "softmax": lambda: SoftmaxAttention(heads=4, positions=Rotary(), query_key_norm=True),
