@@ -81,8 +81,9 @@ def attention_backend(
     attend: Tensor | None = None,
     causal: bool = False,
     bias: Tensor | None = None,
+    scale: float | None = None,
 ) -> SDPBackend:
-    """Say which kernel ``attention`` runs for these arguments.
+    """Say which kernel ``attention`` runs for these arguments; they are the same.
 
     It is torch's own choice, so it follows devices, dtypes, widths, what requires a gradient and
     ``torch.nn.attention.sdpa_kernel``. ``SDPBackend.MATH`` is the one that holds all scores.
@@ -94,7 +95,9 @@ def attention_backend(
     >>> attention_backend(q, q, q, causal=True).name
     'FLASH_ATTENTION'
     """
-    return _choice(_planned(q, k, v, attend, causal, bias))
+    call = _planned(q, k, v, attend, causal, bias)
+    checked_scale(scale, q)  # no kernel minds which
+    return _choice(call)
 
 
 class _Call(NamedTuple):

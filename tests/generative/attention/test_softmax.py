@@ -52,6 +52,11 @@ def test_the_backend_is_torchs_choice() -> None:
     # On the CPU a bias that learns has no fused kernel.
     bias = torch.zeros(8, 8, requires_grad=True)
     assert attention_backend(q, k, k, bias=bias) == SDPBackend.MATH
+    # It takes what attention takes.
+    everything = {"attend": bias == 0, "causal": True, "bias": bias, "scale": -0.5}
+    assert attention_backend(q, k, k, **everything) == SDPBackend.MATH
+    with pytest.raises(ValueError, match="scale is nan"):
+        attention_backend(q, k, k, scale=torch.nan)
 
 
 def test_masks_groups_and_widths_keep_the_fused_kernel() -> None:
