@@ -2,7 +2,8 @@ r"""Feature maps: what linear attention puts in the place of ``exp(q . k)``.
 
 A feature map is any callable on ``(..., K)`` that returns ``(..., M)``; it is applied to queries
 and keys alike, and ``phi(q) . phi(k)`` is the weight of a key. Maps whose features are not
-negative make the normaliser a sum of weights; it is then 0 only where nothing is looked at.
+negative make the normaliser a sum of weights; it is then 0 only where nothing is looked at. Half
+precision reaches a map as float32, so the weights of a learnt map are kept in float32.
 
 Maps that are exponentials overflow when they are computed as they stand. They are therefore
 ``LogFeatures``: linear attention asks them for ``log phi`` and takes out of a query the greatest
