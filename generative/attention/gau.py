@@ -208,8 +208,8 @@ class _Unit(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("d", d), ("expansion", expansion), ("key_size", key_size)):
-            if size < 1:
-                raise ValueError(f"{name}={size}, expected at least 1")
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}={size}, expected a whole number from 1 up")
         self.d, self.inner, self.key_size = d, expansion * d, key_size
         self.input = nn.Linear(d, 2 * self.inner + key_size, bias=False)
         self.output = nn.Linear(self.inner, d, bias=False)

@@ -25,7 +25,7 @@ def relative_buckets(
 
     Args:
         distances: ``(...)`` int64, position of the key less that of the query.
-        buckets: In all; at least 4, and even unless causal.
+        buckets: In all; at least 4, and a multiple of 4 unless causal.
         farthest: Distance from which all share the last bucket; more than n / 2.
         causal: Whether queries look at the past alone.
 

@@ -323,6 +323,8 @@ def test_bad_input_is_named() -> None:
         FLASH(6, chunk=0)
     with pytest.raises(ValueError, match="key_size=0"):
         GAU(6, key_size=0)
+    with pytest.raises(ValueError, match=r"expansion=1\.5, expected a whole number"):
+        GAU(6, expansion=1.5)
     with pytest.raises(ValueError, match="lin_k has shape"):
         flash_mixing(x, x, x, x[:, :3], x, chunk=2)
     with pytest.raises(ValueError, match="causal=True with T_q=2"):
