@@ -20,6 +20,7 @@ __all__ = [
     "check_causal",
     "check_key_mask",
     "check_qkv",
+    "check_tokens",
     "checked_scale",
     "repeat_heads",
     "without_blind",
@@ -68,6 +69,14 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
     if k.shape[2] == 0:
         raise ValueError("k has T_k=0: there is no key to look at; leave the call out")
+
+
+def check_tokens(x: Tensor, width: int) -> None:
+    """Raise ValueError where ``x``, what a mixer is given, is not ``(B, T, width)``, T >= 1."""
+    if x.ndim != 3 or x.shape[2] != width:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, T, D) with D={width}")
+    if x.shape[1] == 0:
+        raise ValueError("x has T=0: there is no token to mix; leave the call out")
 
 
 def check_attend(attend: Tensor, q: Tensor, k: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generative.attention.checks import accumulated, check_key_mask
+from generative.attention.checks import accumulated, check_key_mask, check_tokens
 from generative.attention.delta import gated_delta_rule_chunked
 from generative.attention.mixers import State
 
@@ -90,6 +90,7 @@ class DeltaMixer(nn.Module):
 
     def _read(self, x: Tensor, held: Tensor | None, attend: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return ``(B, T, D)`` and the memory after the last token."""
+        check_tokens(x, self.query.in_features)
         q, k, v = (
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.query, self.key, self.value)

@@ -32,6 +32,7 @@ from generative.attention.checks import (
     check_causal,
     check_key_mask,
     check_qkv,
+    check_tokens,
     checked_scale,
     repeat_heads,
     without_blind,
@@ -228,10 +229,7 @@ class _Unit(nn.Module):
 
         ``start`` is the place of the first token.
         """
-        if x.dim() != 3 or x.shape[2] != self.d:
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, T, D) with D={self.d}")
-        if x.shape[1] == 0:
-            raise ValueError("x has T=0: there is no token to mix; leave the call out")
+        check_tokens(x, self.d)
         parts = F.silu(self.input(x)).split((self.inner, self.inner, self.key_size), -1)
         places = torch.arange(start, start + x.shape[1], device=x.device)
         uses = parts[2][:, None] * self.scales[:, None] + self.offsets[:, None]  # (B, uses, T, S)

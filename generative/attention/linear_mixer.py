@@ -8,6 +8,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from generative.attention.checks import check_tokens
 from generative.attention.features import FeatureMap, PositiveRandomFeatures, elu_plus_one
 from generative.attention.linear import (
     LinearState,
@@ -154,6 +155,7 @@ class LinearMixer(nn.Module):
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, ``(B, H or H_kv, T, K)``."""
+        check_tokens(x, self.query.in_features)
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k = self.key(x).unflatten(-1, (self.key_heads, -1)).transpose(1, 2)
         v = self.value(x).unflatten(-1, (self.key_heads, -1)).transpose(1, 2)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from generative.attention.cache import KeyValues, SlidingKeyValues, StaticKeyValues
+from generative.attention.checks import check_tokens
 from generative.attention.positions import NoPositions, Positions
 from generative.attention.softmax import attention
 
@@ -207,6 +208,7 @@ class SoftmaxMixer(nn.Module):
 
     def _heads(self, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, ``(B, H or H_kv, T, K)``, turned to their places."""
+        check_tokens(x, self.query.in_features)
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k = self.key(x).unflatten(-1, (self.key_heads, -1)).transpose(1, 2)
         v = self.value(x).unflatten(-1, (self.key_heads, -1)).transpose(1, 2)

@@ -340,3 +340,13 @@ def test_states_are_of_the_mixers_dtype(name: str) -> None:
     state = mixer.new_state(2, TOKENS)  # type: ignore[operator]  # a Mixer
     assert mixer.extend(x, state).dtype == torch.float32  # type: ignore[operator]  # a Mixer
     assert mixer.bfloat16()(x.bfloat16(), causal=True).dtype == torch.bfloat16
+
+
+@each_kind
+@pytest.mark.parametrize("shape", [(7, WIDTH), (2, 7, WIDTH + 1), (2, 0, WIDTH)])
+def test_tokens_that_do_not_fit_are_named(name: str, shape: tuple[int, ...]) -> None:
+    mixer, x = built(name), torch.zeros(shape, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"^x has "):
+        mixer(x, causal=True)
+    with pytest.raises(ValueError, match=r"^x has "):
+        mixer.extend(x, mixer.new_state(2, 8))  # type: ignore[operator]
