@@ -1,6 +1,8 @@
 """The sequence recipes: they learn, resume bit for bit, and split in any way without a change."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from generative.attention.transformer import Transformer, TransformerConfig
 from generative.model_folder import load_model, new_model
 from generative.sequence_jobs import SequenceJob
 from generative.sequence_tasks import Sequences, copied
-from generative.train_sequences import answered, train_sequences
+from generative.train_sequences import answered, step_batch, train_sequences
 from launch.config import from_yaml, override, to_yaml
 from launch.errors import UsageError
 from launch.optimizers import AdamW
@@ -114,3 +116,40 @@ def test_bad_input_is_named() -> None:
         replace(TINY, answer=backwards_and_more).check()
     with pytest.raises(ValueError, match="steps=0: give at least 1"):
         replace(TINY, steps=0)
+
+
+class SecondOfTwo(Runtime):
+    """What the second of two processes is told of its share."""
+
+    @property
+    def rank(self) -> int:
+        return 1
+
+    @property
+    def world_size(self) -> int:
+        return 2
+
+
+def test_shares_of_processes_are_the_parts_of_one() -> None:
+    whole, own = step_batch(TINY, 3, Runtime()), step_batch(TINY, 3, SecondOfTwo())
+    assert torch.equal(own.source, whole.source[6:])
+    assert torch.equal(own.labels, whole.labels[6:])
+    assert not torch.equal(step_batch(TINY, 4, Runtime()).source, whole.source)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_with_a_cut_model_change_nothing(tmp_path: Path) -> None:
+    flags = ["--steps", "3", "--sequences_per_step", "9", "--heldout", "7", "--heldout_every", "2"]
+    losses = {}
+    for name, processes in (("single", "1"), ("fsdp", "2")):
+        output = tmp_path / name
+        run = [sys.executable, "-m", "launch", "run", "generative.recipes:transformer_copy"]
+        run += ["--output", str(output), "--processes", processes, *flags]
+        subprocess.run([*run, "--runtime.strategy", name], check=True, capture_output=True)
+        records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+        losses[name] = [(r["loss"], r["grad_norm"], r.get("heldout/exact")) for r in records]
+        assert isinstance(load_model(output / "model"), Transformer)
+    for one, two in zip(losses["single"], losses["fsdp"], strict=True):
+        assert two[:2] == pytest.approx(one[:2], rel=1e-6)
+        assert two[2] == one[2]
