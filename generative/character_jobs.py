@@ -87,6 +87,13 @@ class CharacterJob(CharacterTraining):
                 f"model.most_tokens={self.model.most_tokens}, but context={self.context}: raise "
                 "the one or lower the other"
             )
+        if self.model.mixer not in (DecoderConfig().mixer, self.mixer):
+            raise UsageError("model.mixer is given, but mixer takes its place: set --mixer instead")
+        try:
+            with torch.device("meta"):  # shapes alone: what does not divide is told before any work
+                replace(self.model, mixer=self.mixer).build()
+        except ValueError as error:
+            raise UsageError(str(error)) from None
 
     def run(self, run: Runtime) -> None:
         """Train, sample, and leave the model in the run folder."""
@@ -104,7 +111,10 @@ class CharacterJob(CharacterTraining):
             {
                 "prompt": begin.decode(),
                 "text": sampled_text(
-                    model, begin, min(self.sampled, columns - len(begin)), run.stream("text", i)
+                    model,
+                    begin,
+                    max(0, min(self.sampled, columns - len(begin))),
+                    run.stream("text", i),
                 ),
             }
             for i, begin in enumerate(begins)

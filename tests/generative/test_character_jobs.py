@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from generative import recipes
 from generative.attention.decoder_lm import DecoderConfig, DecoderLM
+from generative.attention.linear_mixer import LinearAttention
 from generative.character_jobs import CharacterJob, parse_mixer, sampled_text
 from generative.library_text import TextFile
 from generative.model_folder import load_model, new_model
@@ -38,7 +39,7 @@ def tiny(text: TextFile, mixer: str = "softmax") -> CharacterJob:
         recipes.char_lm(),
         text=text,
         mixer=parse_mixer(mixer),
-        model=DecoderConfig(width=32, blocks=1, mixer=parse_mixer(mixer), most_tokens=32),
+        model=DecoderConfig(width=32, blocks=1, most_tokens=32),
         steps=6,
         windows_per_step=6,
         context=24,
@@ -137,6 +138,12 @@ def test_bad_input_is_named(text: TextFile) -> None:
     with pytest.raises(UsageError, match=r"model.most_tokens=32, but context=64"):
         replace(tiny(text), context=64).check()
     job = tiny(text)
+    for mixer in MIXERS:
+        tiny(text, mixer).check()
+    with pytest.raises(UsageError, match="heads=3 with width=32"):
+        replace(job, mixer=LinearAttention(heads=3)).check()
+    with pytest.raises(UsageError, match=r"model.mixer is given, but mixer takes its place"):
+        replace(job, model=replace(job.model, mixer=LinearAttention(heads=2))).check()
     with pytest.raises(UsageError, match=r"model.vocabulary=100: bytes take 256"):
         replace(job, model=replace(job.model, vocabulary=100)).check()
     model = new_model(job.model, 0)
