@@ -9,7 +9,7 @@ from typing import ClassVar, cast
 from generative.attention.transformer import Transformer, TransformerConfig
 from generative.attention_figures import draw_attention
 from generative.model_folder import keep_architecture, new_model, save_model
-from generative.sequence_tasks import BEGIN, END, SPECIAL
+from generative.sequence_tasks import BEGIN, END, SPECIAL, checked_answer
 from generative.train_sequences import Answered, SequenceTraining, answered, train_sequences
 from launch.config import resumable
 from launch.errors import UsageError
@@ -50,12 +50,15 @@ class SequenceJob(SequenceTraining):
                 f"{self.sequences.longest} symbols takes {self.sequences.longest + 1} tokens"
             )
         asked = list(range(SPECIAL + 1, SPECIAL - 1, -1))
-        told = self.answer(asked)
-        if len(told) != 2 or not all(SPECIAL <= x < self.sequences.vocabulary for x in told):
+        try:
+            checked_answer(self.answer, asked, self.sequences.vocabulary)
+        except UsageError:
+            raise
+        except Exception as error:
             raise UsageError(
-                f"answer turns {asked} into {told}: expected as many symbols, from {SPECIAL} to "
-                f"{self.sequences.vocabulary - 1}"
-            )
+                f"answer fails on {asked} ({type(error).__name__}: {error}): it has to turn any "
+                f"symbols, numbers from {SPECIAL} upwards, into as many"
+            ) from None
 
     def run(self, run: Runtime) -> None:
         """Train, show what was learnt, and leave the model in the run folder."""

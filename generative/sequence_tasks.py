@@ -6,6 +6,7 @@ whatever the seed, so that a right answer to it is no memory.
 
 from __future__ import annotations
 
+import operator
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ __all__ = [
     "Answer",
     "SequenceBatch",
     "Sequences",
+    "checked_answer",
     "copied",
     "in_reverse",
     "is_held_out",
@@ -90,6 +92,25 @@ def is_held_out(symbols: Sequence[int]) -> bool:
     return zlib.crc32(bytes(symbols)) % HELD_OUT_SHARE == 0
 
 
+def checked_answer(answer: Answer, symbols: Sequence[int], vocabulary: int) -> list[int]:
+    """Return the answer to ``symbols``.
+
+    Raises:
+        UsageError: It is not as many integers from ``SPECIAL`` to ``vocabulary - 1``.
+    """
+    told = answer(symbols)
+    try:
+        found = [operator.index(token) for token in told]
+    except TypeError:
+        found = []
+    if len(found) != len(symbols) or not all(SPECIAL <= x < vocabulary for x in found):
+        raise UsageError(
+            f"answer turns {list(symbols)} into {told}: expected a list of as many symbols, from "
+            f"{SPECIAL} to {vocabulary - 1}"
+        )
+    return found
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SequenceBatch(TensorBatch):
     """Sources and their targets, padded on the right."""
@@ -145,13 +166,17 @@ class Sequences:
                 return sequence
 
     def batch(self, sources: Sequence[Sequence[int]], answer: Answer) -> SequenceBatch:
-        """Return sources with their answers, padded to the longest that may be drawn."""
+        """Return sources with their answers, padded to the longest that may be drawn.
+
+        Raises:
+            UsageError: An answer is not as many symbols as its source.
+        """
         rows, width = len(sources), self.longest
         source = torch.full((rows, width), END)
         target, labels = torch.full((rows, width + 1), END), torch.full((rows, width + 1), END)
         lengths = torch.tensor([len(symbols) for symbols in sources], dtype=torch.int64)[:, None]
         for row, symbols in enumerate(sources):
-            answered = answer(symbols)
+            answered = checked_answer(answer, symbols, self.vocabulary)
             source[row, : len(symbols)] = torch.tensor(symbols)
             target[row, : len(symbols) + 1] = torch.tensor([BEGIN, *answered])
             labels[row, : len(symbols)] = torch.tensor(answered)

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +107,18 @@ def backwards_and_more(symbols: list[int]) -> list[int]:
     return [*symbols, 2]
 
 
+def failing(symbols: Sequence[int]) -> list[int]:
+    raise KeyError(symbols[0])
+
+
+def silent(symbols: Sequence[int]) -> list[int]:
+    return None  # type: ignore[return-value]  # what a forgotten return gives
+
+
+def in_halves(symbols: Sequence[int]) -> list[int]:
+    return [symbol / 1 for symbol in symbols]  # type: ignore[misc]  # numbers, but not integers
+
+
 def test_bad_input_is_named() -> None:
     with pytest.raises(UsageError, match=r"model.vocabulary=8, but sequences.symbols=7 take 9"):
         replace(TINY, sequences=Sequences(symbols=7, longest=4)).check()
@@ -114,6 +126,16 @@ def test_bad_input_is_named() -> None:
         replace(TINY, sequences=Sequences(symbols=6, longest=5)).check()
     with pytest.raises(UsageError, match=r"answer turns \[3, 2\] into \[3, 2, 2\]"):
         replace(TINY, answer=backwards_and_more).check()
+    with pytest.raises(UsageError, match=r"answer fails on \[3, 2\] \(KeyError: 3\)"):
+        replace(TINY, answer=failing).check()
+    with pytest.raises(UsageError, match=r"answer turns \[3, 2\] into None"):
+        replace(TINY, answer=silent).check()
+    with pytest.raises(UsageError, match=r"answer turns \[3, 2\] into \[3.0, 2.0\]"):
+        replace(TINY, answer=in_halves).check()
+    shortened = replace(TINY, answer=lambda symbols: list(symbols)[:2])
+    shortened.check()  # two symbols are answered well, longer sequences are not
+    with pytest.raises(UsageError, match="expected a list of as many symbols, from 2 to 7"):
+        trained(shortened)
     with pytest.raises(ValueError, match="steps=0: give at least 1"):
         replace(TINY, steps=0)
 
