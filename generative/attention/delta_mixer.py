@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from generative.attention.checks import accumulated, check_key_mask, check_tokens
 from generative.attention.delta import gated_delta_rule_chunked
-from generative.attention.mixers import State
+from generative.attention.mixers import HeadNorm, State
 
 __all__ = ["DeltaMemory", "DeltaMixer", "DeltaRule"]
 
@@ -62,7 +62,7 @@ class DeltaMixer(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
         self.write = nn.Linear(width, config.heads, bias=False)
         self.fade = nn.Linear(width, config.heads, bias=False) if config.decays else None
-        self.norm = nn.RMSNorm(self.head_size, eps=1e-6)
+        self.norm = HeadNorm(self.head_size, eps=1e-6)
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, *, causal: bool = False, attend: Tensor | None = None) -> Tensor:

@@ -233,7 +233,8 @@ class _Unit(nn.Module):
         parts = F.silu(self.input(x)).split((self.inner, self.inner, self.key_size), -1)
         places = torch.arange(start, start + x.shape[1], device=x.device)
         uses = parts[2][:, None] * self.scales[:, None] + self.offsets[:, None]  # (B, uses, T, S)
-        return parts[0], parts[1], list(self.positions.turn(uses, places).unbind(1))
+        turned = self.positions.turn(uses, places).to(parts[2].dtype)  # as values under autocast
+        return parts[0], parts[1], list(turned.unbind(1))
 
 
 class GAU(_Unit):
@@ -289,7 +290,9 @@ class GAU(_Unit):
         u, v, (q, k) = self.project(x, start)
         keys, values = state.append(k, v)
         attend = _up_to(start, state.length, x.device)
-        mixed = squared_relu_attention(q[:, None], keys[:, None], values[:, None], attend=attend)
+        mixed = squared_relu_attention(
+            q[:, None], keys[:, None].to(q.dtype), values[:, None].to(q.dtype), attend=attend
+        )
         return self.output(u * mixed[:, 0])
 
 
@@ -361,8 +364,8 @@ class FLASH(_Unit):
             memory, keys, values = state.append(quad_k, lin_k, v[:, span])
             near = squared_relu_attention(
                 quad_q[:, None],
-                keys[:, None],
-                values[:, None],
+                keys[:, None].to(quad_q.dtype),
+                values[:, None].to(quad_q.dtype),
                 attend=_up_to(first, keys.shape[1], x.device),
             )
             far = lin_scale * (lin_q.to(memory.dtype) @ memory)

@@ -16,7 +16,7 @@ from generative.attention.linear import (
     linear_attention_continued,
 )
 from generative.attention.linear_blocks import first_state, read_keys
-from generative.attention.mixers import State
+from generative.attention.mixers import HeadNorm, State
 
 __all__ = ["LinearAttention", "LinearMemory", "LinearMixer", "RandomFeatures", "retention_decay"]
 
@@ -101,7 +101,7 @@ class LinearMixer(nn.Module):
         self.key = nn.Linear(width, inner, bias=False)
         self.value = nn.Linear(width, inner, bias=False)
         # A sum grows with the tokens; what divides it, or else this norm, takes that back.
-        self.norm = nn.Identity() if self.normalize else nn.RMSNorm(self.head_size, eps=1e-6)
+        self.norm = nn.Identity() if self.normalize else HeadNorm(self.head_size, eps=1e-6)
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, *, causal: bool = False, attend: Tensor | None = None) -> Tensor:

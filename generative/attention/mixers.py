@@ -14,11 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from generative.attention.cache import KeyValues, SlidingKeyValues, StaticKeyValues
-from generative.attention.checks import check_tokens
+from generative.attention.checks import check_attend, check_tokens
 from generative.attention.positions import NoPositions, Positions
 from generative.attention.softmax import attention
 
-__all__ = ["AttentionBiases", "Mixer", "MixerConfig", "SoftmaxAttention", "SoftmaxMixer", "State"]
+__all__ = [
+    "AttentionBiases",
+    "HeadNorm",
+    "Mixer",
+    "MixerConfig",
+    "SoftmaxAttention",
+    "SoftmaxMixer",
+    "State",
+]
 
 
 class State(Protocol):
@@ -131,6 +139,17 @@ class NewCache(Protocol):
         ...
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm of each head in the precision of its weight; the result has that of its input.
+
+    Under autocast the two differ, and torch's fused norm takes them alike alone.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(..., K)``."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 class SoftmaxMixer(nn.Module):
     r"""Multi-head attention: o_i = sum_j softmax_j(q_i . k_j / sqrt(K)) v_j, then a projection.
 
@@ -156,8 +175,8 @@ class SoftmaxMixer(nn.Module):
         self.value = nn.Linear(width, inner, bias=biases.value)
         self.output = nn.Linear(width, width, bias=biases.output)
         normed = config.query_key_norm
-        self.query_norm = nn.RMSNorm(self.head_size, eps=1e-6) if normed else nn.Identity()
-        self.key_norm = nn.RMSNorm(self.head_size, eps=1e-6) if normed else nn.Identity()
+        self.query_norm = HeadNorm(self.head_size, eps=1e-6) if normed else nn.Identity()
+        self.key_norm = HeadNorm(self.head_size, eps=1e-6) if normed else nn.Identity()
         self.positions = config.positions.build(heads, self.head_size)
 
     def forward(self, x: Tensor, *, causal: bool = False, attend: Tensor | None = None) -> Tensor:
@@ -166,7 +185,7 @@ class SoftmaxMixer(nn.Module):
         q, k, v = self._heads(x, places)
         if self.window is not None:
             near = (places[:, None] - places).abs() < self.window
-            attend = near if attend is None else attend & near
+            attend = near if attend is None else check_attend(attend, q, k) & near
         return self._attended(q, k, v, places, places, attend=attend, causal=causal)
 
     def new_state(self, rows: int, columns: int) -> State:
@@ -204,6 +223,7 @@ class SoftmaxMixer(nn.Module):
             attend = distances >= 0
             if self.window is not None:
                 attend &= distances < self.window
+        keys, values = keys.to(q.dtype), values.to(q.dtype)  # autocast leaves a cache as it is
         return self._attended(q, keys, values, places, key_places, attend=attend, causal=False)
 
     def _heads(self, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:

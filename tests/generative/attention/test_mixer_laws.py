@@ -350,3 +350,30 @@ def test_tokens_that_do_not_fit_are_named(name: str, shape: tuple[int, ...]) -> 
         mixer(x, causal=True)
     with pytest.raises(ValueError, match=r"^x has "):
         mixer.extend(x, mixer.new_state(2, 8))  # type: ignore[operator]
+
+
+@each_kind
+def test_autocast_changes_rounding_alone(name: str) -> None:
+    mixer, x = built(name, torch.float32), inputs(dtype=torch.float32).requires_grad_()
+    exact = mixer(x, causal=True)
+    attend = torch.ones(2, 1, 1, TOKENS, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        for mask in (None, attend):
+            out = mixer(x, causal=True, attend=mask)
+            assert (out - exact).abs().max() < 0.05 * exact.abs().max()
+        state = mixer.new_state(2, TOKENS)  # type: ignore[operator]  # a Mixer
+        with torch.no_grad():
+            parts = [mixer.extend(part, state) for part in x.split([4, 1, 4], 1)]  # type: ignore[operator]  # a Mixer
+    assert (torch.cat(parts, 1) - exact).abs().max() < 0.05 * exact.abs().max()
+    (gradient,) = torch.autograd.grad(out.float().square().sum(), x)
+    (expected,) = torch.autograd.grad(exact.square().sum(), x)
+    assert (gradient - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@each_kind
+def test_masks_that_do_not_fit_are_named(name: str) -> None:
+    mixer, x = built(name), inputs()
+    with pytest.raises(TypeError, match=r"attend is torch\.float32, expected bool"):
+        mixer(x, causal=True, attend=torch.ones(2, 1, 1, TOKENS))
+    with pytest.raises(ValueError, match=r"attend has shape \(2, 1, 1, 5\)"):
+        mixer(x, causal=True, attend=torch.ones(2, 1, 1, 5, dtype=torch.bool))
