@@ -46,7 +46,7 @@ _NAMED: dict[str, Callable[[], MixerConfig]] = {
 
 
 def parse_mixer(text: str) -> MixerConfig:
-    """Read ``--model.mixer NAME``, such as ``softmax``, ``linear``, ``gau`` or ``flash-gau``.
+    """Read ``--mixer NAME``, such as ``softmax``, ``linear``, ``gau`` or ``flash-gau``.
 
     Raises:
         UsageError: There is no such name.
@@ -71,17 +71,26 @@ class CharacterJob(CharacterTraining):
         default_factory=lambda: DecoderConfig(vocabulary=BYTES, width=128, blocks=2)
     )
     sampled: int = resumable(400)
-    """Bytes of each sample at the end."""
+    """Bytes of each sample at the end; with what begins it, at most ``context``."""
     seed: int = 0
     trackers: tuple[str, ...] = resumable(())
     """accelerate's trackers, such as tensorboard."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
+    def __post_init__(self) -> None:
+        CharacterTraining.__post_init__(self)
+        if self.sampled < 0:
+            raise ValueError(f"sampled={self.sampled}: give 0 (none) or a number of bytes")
+
     def check(self) -> None:
-        """Raise UsageError for a missing text, or a model that cannot hold it."""
+        """Raise UsageError for a missing text, or a model that cannot be built or hold it."""
         self.text.check()
         if self.model.vocabulary < BYTES:
             raise UsageError(f"model.vocabulary={self.model.vocabulary}: bytes take {BYTES}")
+        try:
+            self.mixer.build(self.model.width)
+        except ValueError as error:
+            raise UsageError(f"mixer with model.width={self.model.width}: {error}") from None
         if self.model.most_tokens < self.context:
             raise UsageError(
                 f"model.most_tokens={self.model.most_tokens}, but context={self.context}: raise "

@@ -19,7 +19,7 @@ from generative.train_characters import heldout_bits, train_characters
 from launch.config import from_yaml, override, to_yaml
 from launch.errors import UsageError
 from launch.optimizers import AdamW
-from launch.runtime import Runtime
+from launch.runtime import Runtime, RuntimeConfig
 from launch.schedule import Constant
 
 MIXERS = (
@@ -93,6 +93,16 @@ def test_micro_batches_change_nothing(text: TextFile, micro_batch: int) -> None:
         torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_half_precision_trains_alike(text: TextFile, mixer: str, tmp_path: Path) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        job = replace(tiny(text, mixer), runtime=RuntimeConfig(precision=precision, threads=1))
+        losses.append([x["loss"] for x in run(replace(job, steps=3), tmp_path / precision)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+    assert losses[1] != losses[0]
+
+
 @pytest.mark.parametrize("mixer", ["softmax", "flash-gau"])
 def test_resumes_bit_for_bit(text: TextFile, mixer: str, tmp_path: Path) -> None:
     job = replace(tiny(text, mixer), schedule=Constant())
@@ -146,6 +156,12 @@ def test_bad_input_is_named(text: TextFile) -> None:
         replace(job, model=replace(job.model, mixer=LinearAttention(heads=2))).check()
     with pytest.raises(UsageError, match=r"model.vocabulary=100: bytes take 256"):
         replace(job, model=replace(job.model, vocabulary=100)).check()
+    for mixer in ("softmax", "delta", "linear"):
+        wrong = replace(job, mixer=parse_mixer(mixer), model=replace(job.model, width=30))
+        with pytest.raises(UsageError, match=r"mixer with model\.width=30: heads=4 with"):
+            wrong.check()
+    with pytest.raises(ValueError, match="sampled=-5: give 0"):
+        replace(job, sampled=-5)
     model = new_model(job.model, 0)
     assert isinstance(model, DecoderLM)
     with pytest.raises(UsageError, match="heldout has 480 bytes, but context=600"):
