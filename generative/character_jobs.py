@@ -98,11 +98,6 @@ class CharacterJob(CharacterTraining):
             )
         if self.model.mixer not in (DecoderConfig().mixer, self.mixer):
             raise UsageError("model.mixer is given, but mixer takes its place: set --mixer instead")
-        try:
-            with torch.device("meta"):  # shapes alone: what does not divide is told before any work
-                replace(self.model, mixer=self.mixer).build()
-        except ValueError as error:
-            raise UsageError(str(error)) from None
 
     def run(self, run: Runtime) -> None:
         """Train, sample, and leave the model in the run folder."""
