@@ -125,6 +125,8 @@ class SequenceBatch(TensorBatch):
     """int64, the answer and ``END``: what is to follow each token of ``target``."""
     mask: Tensor = shaped("B T")
     """bool, True where a label counts."""
+    seeds: Tensor = shaped("B")
+    """int64, what the dropout of a row follows from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,8 +167,15 @@ class Sequences:
             if is_held_out(sequence) == held_out:
                 return sequence
 
-    def batch(self, sources: Sequence[Sequence[int]], answer: Answer) -> SequenceBatch:
+    def batch(
+        self,
+        sources: Sequence[Sequence[int]],
+        answer: Answer,
+        seeds: Sequence[int] | None = None,
+    ) -> SequenceBatch:
         """Return sources with their answers, padded to the longest that may be drawn.
+
+        Seeds are for dropout, one a row; None is 0 for each.
 
         Raises:
             UsageError: An answer is not as many symbols as its source.
@@ -186,4 +195,5 @@ class Sequences:
             target=target,
             labels=labels,
             mask=torch.arange(width + 1) <= lengths,
+            seeds=torch.tensor(seeds or [0] * rows, dtype=torch.int64),
         )

@@ -88,7 +88,9 @@ def train_sequences(cfg: SequenceTraining, model: Transformer, run: Runtime) -> 
         with run.phase("update"):
             scale = run.sum(batch.mask.sum()).clamp(min=1)
             for rows in run.micro_batches(batch, cfg.micro_batch):
-                logits = prepared(rows.source, rows.target, source_mask=rows.source_mask)
+                logits = prepared(
+                    rows.source, rows.target, source_mask=rows.source_mask, seeds=rows.seeds
+                )
                 losses = smoothed_cross_entropy(logits, rows.labels, smoothing=cfg.smoothing)
                 run.backward(losses[rows.mask].sum() / scale)
                 right += (logits.argmax(-1) == rows.labels)[rows.mask].sum()
@@ -109,11 +111,11 @@ def train_sequences(cfg: SequenceTraining, model: Transformer, run: Runtime) -> 
 
 def step_batch(cfg: SequenceTraining, step: int, run: Runtime) -> SequenceBatch:
     """Return this process's share of a step's sequences; each is keyed by its global index."""
+    share = run.share(cfg.sequences_per_step)
     sources = [
-        cfg.sequences.draw(run.stream("sequences", step, index), held_out=False)
-        for index in run.share(cfg.sequences_per_step)
+        cfg.sequences.draw(run.stream("sequences", step, index), held_out=False) for index in share
     ]
-    return cfg.sequences.batch(sources, cfg.answer)
+    return cfg.sequences.batch(sources, cfg.answer, run.seeds("dropout", step, share))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

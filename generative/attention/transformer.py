@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from generative.attention.mixers import SoftmaxAttention, SoftmaxMixer, State
 from generative.attention.positions import sinusoidal_positions
+from generative.attention.row_dropout import RowDropout, number_places
 from generative.attention.softmax import attention
 
 __all__ = ["DecodingState", "Transformer", "TransformerConfig"]
@@ -36,7 +37,7 @@ class TransformerConfig:
     most_tokens: int = 1_024
     """Longest source and longest target."""
     dropout: float = 0.0
-    """After embeddings and sublayers; 0.1 in the paper. It draws from torch's global state."""
+    """After embeddings and sublayers; 0.1 in the paper."""
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "width", "layers", "heads", "hidden", "most_tokens"):
@@ -93,14 +94,15 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.mixer = SoftmaxMixer(config.width, SoftmaxAttention(heads=config.heads))
         self.mixer_norm = nn.LayerNorm(config.width)
+        self.mixer_dropout = RowDropout(config.dropout)
         self.inner = _feed_forward(config)
         self.inner_norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.inner_dropout = RowDropout(config.dropout)
 
-    def forward(self, x: Tensor, attend: Tensor) -> Tensor:
+    def forward(self, x: Tensor, attend: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Return ``(B, S, D)``."""
-        x = self.mixer_norm(x + self.dropout(self.mixer(x, attend=attend)))
-        out: Tensor = self.inner_norm(x + self.dropout(self.inner(x)))
+        x = self.mixer_norm(x + self.mixer_dropout(self.mixer(x, attend=attend), seeds))
+        out: Tensor = self.inner_norm(x + self.inner_dropout(self.inner(x), seeds))
         return out
 
 
@@ -113,24 +115,34 @@ class DecoderLayer(nn.Module):
         self.mixer_norm = nn.LayerNorm(config.width)
         self.cross = CrossAttention(config.width, config.heads)
         self.cross_norm = nn.LayerNorm(config.width)
+        self.cross_dropout = RowDropout(config.dropout)
+        self.mixer_dropout = RowDropout(config.dropout)
         self.inner = _feed_forward(config)
         self.inner_norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.inner_dropout = RowDropout(config.dropout)
 
-    def forward(self, x: Tensor, memory: Tensor, attend: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, memory: Tensor, attend: Tensor, seeds: Tensor | None = None
+    ) -> Tensor:
         """Return ``(B, T, D)`` of whole targets, given the encoded source ``(B, S, D)``."""
-        x = self.looking(x, self.mixer(x, causal=True))
-        return self.finish(x, *self.cross.remember(memory), attend)
+        x = self.looking(x, self.mixer(x, causal=True), seeds)
+        return self.finish(x, self.cross.remember(memory), attend, seeds)
 
-    def looking(self, x: Tensor, mixed: Tensor) -> Tensor:
+    def looking(self, x: Tensor, mixed: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Return what looks at the source, ``(B, T, D)``, given the mixed target."""
-        out: Tensor = self.mixer_norm(x + self.dropout(mixed))
+        out: Tensor = self.mixer_norm(x + self.mixer_dropout(mixed, seeds))
         return out
 
-    def finish(self, x: Tensor, keys: Tensor, values: Tensor, attend: Tensor) -> Tensor:
-        """Return the layer's output, given what ``looking`` returned."""
-        x = self.cross_norm(x + self.dropout(self.cross(x, keys, values, attend)))
-        out: Tensor = self.inner_norm(x + self.dropout(self.inner(x)))
+    def finish(
+        self,
+        x: Tensor,
+        memory: tuple[Tensor, Tensor],
+        attend: Tensor,
+        seeds: Tensor | None = None,
+    ) -> Tensor:
+        """Return the layer's output, given what ``looking`` and ``cross.remember`` returned."""
+        x = self.cross_norm(x + self.cross_dropout(self.cross(x, *memory, attend), seeds))
+        out: Tensor = self.inner_norm(x + self.inner_dropout(self.inner(x), seeds))
         return out
 
 
@@ -183,14 +195,21 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
-        self.dropout = nn.Dropout(config.dropout)
+        self.source_dropout = RowDropout(config.dropout)
+        self.target_dropout = RowDropout(config.dropout)
+        number_places(self)
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.xavier_uniform_(parameter)
         nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
 
     def forward(
-        self, source: Tensor, target: Tensor, *, source_mask: Tensor | None = None
+        self,
+        source: Tensor,
+        target: Tensor,
+        *,
+        source_mask: Tensor | None = None,
+        seeds: Tensor | None = None,
     ) -> Tensor:
         """Return the logits of what follows each token of the target, ``(B, T, V)``.
 
@@ -200,23 +219,27 @@ class Transformer(nn.Module):
             source: ``(B, S)`` int64.
             target: ``(B, T)`` int64, beginning with the token that begins every target.
             source_mask: ``(B, S)`` bool, False at padding; None has none.
+            seeds: ``(B,)`` int64, what the dropout of each row follows from, whatever rows are
+                with it; None draws from torch's global state.
 
         Raises:
             ValueError: A sequence is longer than ``most_tokens``, or a mask has another shape.
         """
-        memory, attend = self.encode(source, source_mask)
-        x = self._embedded("target", target, 0)
+        memory, attend = self.encode(source, source_mask, seeds)
+        x = self.target_dropout(self._embedded("target", target, 0), seeds)
         for layer in self.decoder:
-            x = layer(x, memory, attend)
+            x = layer(x, memory, attend, seeds)
         return self._logits(x)
 
-    def encode(self, source: Tensor, source_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, source: Tensor, source_mask: Tensor | None = None, seeds: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the encoded source ``(B, S, D)`` and its tokens' mask, ``(B, 1, 1, S)``."""
         mask = _checked_mask(source, source_mask)
         attend = mask[:, None, None]
-        x = self._embedded("source", source, 0)
+        x = self.source_dropout(self._embedded("source", source, 0), seeds)
         for layer in self.encoder:
-            x = layer(x, attend)
+            x = layer(x, attend, seeds)
         return x, attend
 
     def new_state(
@@ -230,11 +253,11 @@ class Transformer(nn.Module):
 
     def extend(self, tokens: Tensor, state: DecodingState) -> Tensor:
         """Append ``(B, n)`` tokens to the targets; return the logits after each, ``(B, n, V)``."""
-        x = self._embedded("target", tokens, state.length)
+        x = self.target_dropout(self._embedded("target", tokens, state.length))
         parts = zip(self._decoder_layers(), state.targets, state.memories, strict=True)
         for layer, own, memory in parts:
             x = layer.looking(x, layer.mixer.extend(x, own))
-            x = layer.finish(x, *memory, state.attend)
+            x = layer.finish(x, memory, state.attend)
         return self._logits(x)
 
     @torch.no_grad()
@@ -243,13 +266,13 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Return where each head of the decoder looks in the source, ``(layers, B, H, T, S)``."""
         memory, attend = self.encode(source, source_mask)
-        x = self._embedded("target", target, 0)
+        x = self.target_dropout(self._embedded("target", target, 0))
         maps = []
         for layer in self._decoder_layers():
             keys, values = layer.cross.remember(memory)
             x = layer.looking(x, layer.mixer(x, causal=True))
             maps.append(layer.cross.weights(x, keys, attend))
-            x = layer.finish(x, keys, values, attend)
+            x = layer.finish(x, (keys, values), attend)
         return torch.stack(maps)
 
     def _decoder_layers(self) -> list[DecoderLayer]:
@@ -265,7 +288,7 @@ class Transformer(nn.Module):
         places = torch.arange(start, end, device=tokens.device)
         added = sinusoidal_positions(places, self.config.width)
         x = self.embedding(tokens) * self.config.width**0.5
-        out: Tensor = self.dropout(x + added.to(x.dtype))
+        out: Tensor = x + added.to(x.dtype)
         return out
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -68,9 +68,13 @@ def test_learns_to_copy(tmp_path: Path) -> None:
     assert "What was learnt" in items
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("micro_batch", [1, 5])
-def test_micro_batches_change_nothing(micro_batch: int) -> None:
-    whole, parts = trained(TINY), trained(replace(TINY, micro_batch=micro_batch))
+def test_micro_batches_change_nothing(micro_batch: int, dropout: float) -> None:
+    job = replace(TINY, model=replace(TINY.model, dropout=dropout))
+    whole, parts = trained(job), trained(replace(job, micro_batch=micro_batch))
+    plain = trained(TINY)
+    assert torch.equal(whole.embedding.weight, plain.embedding.weight) == (dropout == 0)
     for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
 
