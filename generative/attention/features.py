@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "Exp",
     "FeatureMap",
     "LogFeatures",
     "PositiveRandomFeatures",
@@ -48,7 +50,8 @@ class LogFeatures(ABC):
         return self.log(x).exp()
 
 
-class _Exp(LogFeatures):
+@dataclass(frozen=True, slots=True)
+class Exp(LogFeatures):
     """``phi(x) = exp(x)``, feature by feature."""
 
     def log(self, x: Tensor) -> Tensor:
@@ -56,7 +59,7 @@ class _Exp(LogFeatures):
         return x
 
 
-exp = _Exp()
+exp = Exp()
 """``phi(x) = exp(x)`` feature by feature; linear attention computes it without overflow."""
 
 

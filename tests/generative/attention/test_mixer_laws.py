@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from generative.attention import naive
 from generative.attention.cache import QuantizedKeyValues
+from generative.attention.decoder_lm import DecoderConfig
 from generative.attention.delta_mixer import DeltaRule
 from generative.attention.features import exp, relu
 from generative.attention.flash import flash_attention
@@ -20,6 +22,7 @@ from generative.attention.gated_mixers import GatedAttention, MixedChunkAttentio
 from generative.attention.linear_mixer import LinearAttention, RandomFeatures
 from generative.attention.mixers import MixerConfig, SoftmaxAttention
 from generative.attention.positions import T5, ALiBi, Rotary
+from generative.model_folder import load_model, new_model, save_model
 
 WIDTH, TOKENS = 16, 9
 
@@ -377,3 +380,13 @@ def test_masks_that_do_not_fit_are_named(name: str) -> None:
         mixer(x, causal=True, attend=torch.ones(2, 1, 1, TOKENS))
     with pytest.raises(ValueError, match=r"attend has shape \(2, 1, 1, 5\)"):
         mixer(x, causal=True, attend=torch.ones(2, 1, 1, 5, dtype=torch.bool))
+
+
+@each_kind
+def test_a_saved_model_has_the_same_mixer(name: str, tmp_path: Path) -> None:
+    config = DecoderConfig(width=WIDTH, blocks=1, mixer=KINDS[name].config)
+    model, tokens = new_model(config, 1).eval(), torch.arange(TOKENS)[None]
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    assert again.config == config
+    assert torch.equal(again(tokens), model(tokens))
