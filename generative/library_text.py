@@ -6,6 +6,7 @@ versions of Python have other sources; figures are compared within one.
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import zlib
 from dataclasses import dataclass
@@ -86,9 +87,11 @@ class TextFile:
             raise ValueError(f"heldout_share={self.heldout_share}: give a share between 0 and 1")
 
     def check(self) -> None:
-        """Raise UsageError if the file is missing or has too little to split."""
+        """Raise UsageError if the file cannot be read or has too little to split."""
         if not Path(self.path).is_file():
             raise UsageError(f"{self.path} is no file: give a text to train on")
+        if not os.access(self.path, os.R_OK):
+            raise UsageError(f"{self.path} may not be read: change its permissions")
         if Path(self.path).stat().st_size < 1_000:
             raise UsageError(f"{self.path} has fewer than 1,000 bytes: too few to hold some out")
 
