@@ -19,7 +19,7 @@ demo: .venv/ready
 	$(BIN)/monro run r1-mini --output runs/r1-mini --resume
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 quick: .venv/ready
 	$(BIN)/python -m pytest -q -m "not slow and not distributed and not browser"

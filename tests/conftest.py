@@ -1,5 +1,7 @@
 """What holds for every test: examples that do not depend on the clock or on the day."""
 
+from typing import Any
+
 import pytest
 from hypothesis import settings
 
@@ -8,9 +10,13 @@ settings.register_profile("monro", deadline=None, derandomize=True, database=Non
 settings.load_profile("monro")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:  # noqa: ANN401 of xdist
     """Keep the tests of a file on one worker, for its fixtures; but each page of docs is alone."""
-    for item in items:
-        alone = item.path.name == "test_docs.py" and "of_a_page_run" in item.name
-        item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else str(item.path)))
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrPage(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if "::test_blocks_of_a_page_run[" in nodeid else nodeid.split("::")[0]
+
+    return ByFileOrPage(config, log)
