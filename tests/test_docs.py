@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -65,7 +66,8 @@ def read_blocks(text: str) -> Iterator[Block]:
 
 def run_page(page: Path) -> None:
     """Run the python and bash blocks of a page in the current folder, in their order."""
-    namespace: dict[str, object] = {"__name__": "__docs__"}
+    module = sys.modules["__docs__"] = ModuleType("__docs__")  # dataclasses look there for names
+    namespace = vars(module)
     sys.path.insert(0, os.getcwd())  # as `python -c` does
     for block in read_blocks(page.read_text(encoding="utf-8")):
         where = f"{page}:{block.line}"
