@@ -18,13 +18,14 @@ __all__ = [
     "check_attend",
     "check_bias",
     "check_causal",
+    "check_heads",
     "check_key_mask",
     "check_qkv",
     "check_tokens",
+    "checked",
     "checked_scale",
+    "head_size",
     "repeat_heads",
-    "without_blind",
-    "without_unseen",
 ]
 
 
@@ -201,31 +202,76 @@ def repeat_heads(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
-def without_unseen(k: Tensor, v: Tensor, attend: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Replace keys and values that no query may look at by 0, before any arithmetic.
+def checked(
+    q: Tensor, k: Tensor, v: Tensor, *, attend: Tensor | None, causal: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the arguments of an attention as its arithmetic may take them.
 
-    What stands at padding then never matters, be it NaN, neither in outputs nor in gradients,
-    which are exactly 0 there (decision 0003). Without ``attend`` nothing is copied.
-
-    Args:
-        k: ``(B, H_kv, T_k, K)``.
-        v: ``(B, H_kv, T_k, K_v)``.
-        attend: ``(B|1, H|1, T_q|1, T_k|1)`` of ``check_attend``, or None.
-    """
-    if attend is None:
-        return k, v
-    seen = attend if attend.shape[2] == 1 else attend.any(dim=2, keepdim=True)
-    if seen.shape[1] > k.shape[1]:
-        seen = seen.unflatten(1, (k.shape[1], -1)).any(dim=2)
-    unseen = ~seen.mT
-    return k.masked_fill(unseen, 0.0), v.masked_fill(unseen, 0.0)
-
-
-def without_blind(q: Tensor, mask: Tensor | None) -> Tensor:
-    """Replace queries that may look nowhere by 0, as ``without_unseen`` does with keys.
+    Keys and values that no query may look at are 0, and so are queries that may look nowhere. What
+    stands at padding then never matters, be it NaN, neither in outputs nor in gradients, which are
+    exactly 0 there (decision 0003). Takes O(T) memory; without ``attend`` nothing is copied.
 
     Args:
         q: ``(B, H, T_q, K)``.
-        mask: ``(B|1, H|1, T_q|1, T_k|1)`` of ``allowed``, or None.
+        k: ``(B, H_kv, T_k, K)``.
+        v: ``(B, H_kv, T_k, K_v)``.
+        attend: bool, True = may look, broadcastable to ``(B, H, T_q, T_k)``, or None.
+        causal: Query i looks at keys up to i alone.
+
+    Returns:
+        q, k, v, and ``attend`` as ``(B|1, H|1, T_q|1, T_k|1)`` or None; ``causal`` holds besides.
+
+    Raises:
+        TypeError, ValueError: If an argument does not fit; the message names it.
     """
-    return q if mask is None else q.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
+    check_qkv(q, k, v)
+    check_causal(causal, q, k)
+    if attend is None:
+        return q, k, v, None
+    attend = check_attend(attend, q, k)
+    unseen = ~_seen(attend, k.shape[1]).mT
+    blind = ~_sees(attend, causal)
+    k, v = k.masked_fill(unseen, 0.0), v.masked_fill(unseen, 0.0)
+    return q.masked_fill(blind, 0.0), k, v, attend
+
+
+def _seen(attend: Tensor, kv_heads: int) -> Tensor:
+    """Return ``(B|1, H_kv|1, 1, T_k|1)``, True where a query of a head of the group may look."""
+    seen = attend if attend.shape[2] == 1 else attend.any(dim=2, keepdim=True)
+    return seen.unflatten(1, (kv_heads, -1)).any(dim=2) if seen.shape[1] > kv_heads else seen
+
+
+def _sees(attend: Tensor, causal: bool) -> Tensor:
+    """Return ``(B|1, H|1, T_q|1, 1)``, True where a query may look at a key."""
+    sees = attend.any(dim=-1, keepdim=True)
+    if not causal or attend.shape[3] == 1:
+        return sees
+    first = attend.view(torch.uint8).argmax(dim=-1, keepdim=True)
+    places = torch.arange(attend.shape[3], device=attend.device)
+    return sees & (first <= places[:, None])
+
+
+def check_heads(heads: int, key_heads: int | None = None) -> None:
+    """Raise ValueError where ``key_heads``, None being as many, do not divide ``heads``."""
+    for name, number in (("heads", heads), ("key_heads", key_heads)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name}={number}: give at least 1")
+    if key_heads is not None and heads % key_heads:
+        raise ValueError(
+            f"key_heads={key_heads} with heads={heads}: each head of keys and values serves the "
+            "same number of heads of queries, so key_heads must divide heads"
+        )
+
+
+def head_size(width: int, heads: int) -> int:
+    """Return the features of each of ``heads`` heads.
+
+    Raises:
+        ValueError: If heads do not divide ``width``.
+    """
+    if width % heads:
+        raise ValueError(
+            f"heads={heads} with width={width}: the heads share the features evenly, so heads must "
+            "divide width"
+        )
+    return width // heads

@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generative.attention.checks import accumulated, check_key_mask, check_tokens
+from generative.attention.checks import (
+    accumulated,
+    check_heads,
+    check_key_mask,
+    check_tokens,
+    head_size,
+)
 from generative.attention.delta import gated_delta_rule_chunked
 from generative.attention.mixers import HeadNorm, State
 
@@ -50,13 +56,8 @@ class DeltaMixer(nn.Module):
 
     def __init__(self, width: int, config: DeltaRule) -> None:
         super().__init__()
-        if width % config.heads:
-            raise ValueError(
-                f"heads={config.heads} with width={width}: the heads share the features evenly, so "
-                "heads must divide width"
-            )
         self.heads, self.chunk = config.heads, config.chunk
-        self.head_size = width // config.heads
+        self.head_size = head_size(width, config.heads)
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -127,9 +128,9 @@ class DeltaRule:
     """Tokens that are taken together; speed and memory alone, never the result."""
 
     def __post_init__(self) -> None:
-        for name in ("heads", "chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+        check_heads(self.heads)
+        if self.chunk < 1:
+            raise ValueError(f"chunk={self.chunk}: give at least 1 token")
 
     def build(self, width: int) -> nn.Module:
         """Return a ``DeltaMixer``."""

@@ -19,11 +19,8 @@ from torch import Tensor
 
 from generative.attention.checks import (
     accumulated,
-    check_attend,
-    check_causal,
-    check_qkv,
+    checked,
     checked_scale,
-    without_unseen,
 )
 
 __all__ = ["flash_attention"]
@@ -79,10 +76,7 @@ def flash_attention(
         TypeError, ValueError: If an argument does not fit; the message names it.
         RuntimeError: In a backward pass with ``create_graph=True``.
     """
-    check_qkv(q, k, v)
-    check_causal(causal, q, k)
-    attend = None if attend is None else check_attend(attend, q, k)
-    k, v = without_unseen(k, v, attend)
+    q, k, v, attend = checked(q, k, v, attend=attend, causal=causal)
     return _Flash.apply(q, k, v, attend, causal, checked_scale(scale, q))  # type: ignore[no-untyped-call]
 
 
@@ -204,10 +198,6 @@ class _Flash(torch.autograd.Function):
                     for x in (tiles.q, tiles.grouped(d_out), tiles.grouped(out))
                 )
                 log_sum = tiles.part(tiles.grouped(log_sums)[..., None], queries)
-                if (
-                    attend is not None
-                ):  # where a row may look nowhere, what stands there is not read
-                    rows = rows.masked_fill(log_sum == torch.inf, 0.0)
                 delta = (d_o * o).sum(dim=-1, keepdim=True)
                 dq_rows = torch.zeros_like(rows)
                 for keys in tiles.of_keys(queries):

@@ -28,15 +28,11 @@ from torch import Tensor, nn
 from generative.attention.checks import (
     accumulated,
     allowed,
-    check_attend,
-    check_causal,
     check_key_mask,
-    check_qkv,
     check_tokens,
+    checked,
     checked_scale,
     repeat_heads,
-    without_blind,
-    without_unseen,
 )
 from generative.attention.gau_states import FLASHState, GAUState
 from generative.attention.positions import NoPositions, Positions
@@ -78,12 +74,8 @@ def squared_relu_attention(
     >>> squared_relu_attention(q, q, v, causal=True, scale=1.0).flatten()  # 1; 2^2 + 10 4^2
     tensor([  1., 164.])
     """
-    check_qkv(q, k, v)
-    check_causal(causal, q, k)
-    attend = None if attend is None else check_attend(attend, q, k)
-    k, v = without_unseen(k, v, attend)
+    q, k, v, attend = checked(q, k, v, attend=attend, causal=causal)
     mask = allowed(attend, causal, q, k)
-    q = without_blind(q, mask)
     exact = accumulated(q.dtype)
     keys, values = (repeat_heads(x.to(exact), q.shape[1]) for x in (k, v))
     scores = (checked_scale(scale, q) * q.to(exact)) @ keys.mT

@@ -8,7 +8,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from generative.attention.checks import check_tokens
+from generative.attention.checks import check_heads, check_tokens, head_size
 from generative.attention.features import FeatureMap, PositiveRandomFeatures, elu_plus_one
 from generative.attention.linear import (
     LinearState,
@@ -84,13 +84,8 @@ class LinearMixer(nn.Module):
 
     def __init__(self, width: int, config: LinearAttention) -> None:
         super().__init__()
-        if width % config.heads:
-            raise ValueError(
-                f"heads={config.heads} with width={width}: the heads share the features evenly, so "
-                "heads must divide width"
-            )
         self.heads, self.key_heads = config.heads, config.key_heads or config.heads
-        self.head_size = width // config.heads
+        self.head_size = head_size(width, config.heads)
         self.normalize, self.chunk = config.normalize, config.chunk
         given = config.feature_map
         built = given.build(self.head_size) if isinstance(given, RandomFeatures) else given
@@ -184,15 +179,7 @@ class LinearAttention:
     """Tokens that are taken together; speed and memory alone, never the result."""
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or (self.key_heads is not None and self.key_heads < 1):
-            raise ValueError(
-                f"heads={self.heads}, key_heads={self.key_heads}: give at least 1 of each"
-            )
-        if self.key_heads is not None and self.heads % self.key_heads:
-            raise ValueError(
-                f"key_heads={self.key_heads} with heads={self.heads}: each head of keys and values "
-                "serves the same number of heads of queries, so key_heads must divide heads"
-            )
+        check_heads(self.heads, self.key_heads)
         if self.chunk < 1:
             raise ValueError(f"chunk={self.chunk}: give at least 1 token")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from generative.attention.cache import KeyValues, SlidingKeyValues, StaticKeyValues
-from generative.attention.checks import check_attend, check_tokens
+from generative.attention.checks import check_attend, check_heads, check_tokens, head_size
 from generative.attention.positions import NoPositions, Positions
 from generative.attention.softmax import attention
 
@@ -160,13 +160,8 @@ class SoftmaxMixer(nn.Module):
     def __init__(self, width: int, config: SoftmaxAttention) -> None:
         super().__init__()
         heads, key_heads = config.heads, config.key_heads or config.heads
-        if width % heads:
-            raise ValueError(
-                f"heads={heads} with width={width}: the heads share the features evenly, so heads "
-                "must divide width"
-            )
         self.width, self.heads, self.key_heads = width, heads, key_heads
-        self.head_size = width // heads
+        self.head_size = head_size(width, heads)
         self.attention, self.window = config.attention, config.window
         self.cache = config.cache
         biases, inner = config.biases, key_heads * self.head_size
@@ -277,15 +272,7 @@ class SoftmaxAttention:
     the last ones in constant memory; ``cache.QuantizedKeyValues`` keeps all in int8."""
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or (self.key_heads is not None and self.key_heads < 1):
-            raise ValueError(
-                f"heads={self.heads}, key_heads={self.key_heads}: give at least 1 of each"
-            )
-        if self.key_heads is not None and self.heads % self.key_heads:
-            raise ValueError(
-                f"key_heads={self.key_heads} with heads={self.heads}: each head of keys and values "
-                "serves the same number of heads of queries, so key_heads must divide heads"
-            )
+        check_heads(self.heads, self.key_heads)
         if self.window is not None and self.window < 1:
             raise ValueError(
                 f"window={self.window}: a token sees at least itself; None is no limit"

@@ -9,14 +9,10 @@ from torch import Tensor
 from generative.attention.checks import (
     accumulated,
     allowed,
-    check_attend,
     check_bias,
-    check_causal,
-    check_qkv,
+    checked,
     checked_scale,
     repeat_heads,
-    without_blind,
-    without_unseen,
 )
 from generative.attention.features import FeatureMap
 
@@ -66,13 +62,9 @@ def softmax_attention(
     >>> softmax_attention(q, k, torch.tensor([1.0, 3.0]).view(1, 1, 2, 1), causal=True).flatten()
     tensor([1., 2.])
     """
-    check_qkv(q, k, v)
-    check_causal(causal, q, k)
-    attend = None if attend is None else check_attend(attend, q, k)
+    q, k, v, attend = checked(q, k, v, attend=attend, causal=causal)
     bias = None if bias is None else check_bias(bias, q, k)
-    k, v = without_unseen(k, v, attend)
     mask = allowed(attend, causal, q, k)
-    q = without_blind(q, mask)
     exact = accumulated(q.dtype)
     keys, values = (repeat_heads(x.to(exact), q.shape[1]) for x in (k, v))
     scores = checked_scale(scale, q) * (q.to(exact) @ keys.mT)

@@ -11,13 +11,11 @@ from torch.nn.attention import SDPBackend
 
 from generative.attention.checks import (
     allowed,
-    check_attend,
     check_bias,
-    check_causal,
     check_qkv,
+    checked,
     checked_scale,
     repeat_heads,
-    without_unseen,
 )
 
 __all__ = ["attention", "attention_backend"]
@@ -122,16 +120,14 @@ def _choice(call: _Call) -> SDPBackend:
 def _planned(
     q: Tensor, k: Tensor, v: Tensor, attend: Tensor | None, causal: bool, bias: Tensor | None
 ) -> _Call:
-    check_qkv(q, k, v)
-    check_causal(causal, q, k)
-    attend = None if attend is None else check_attend(attend, q, k)
+    q, k, v, attend = checked(q, k, v, attend=attend, causal=causal)
     bias = None if bias is None else check_bias(bias, q, k)
-    k, v = without_unseen(k, v, attend)
     grouped = q.shape[1] != k.shape[1]
     if attend is None and bias is None:
         return _fused(_Call(q, k, v, None, causal, grouped, None))
     mask, nowhere = _joined(allowed(attend, causal, q, k), bias, q.dtype)
-    q = q.masked_fill(nowhere, 0.0)  # what stands there, be it NaN, reaches no gradient of k
+    if bias is not None:
+        q = q.masked_fill(nowhere, 0.0)  # what stands there, be it NaN, reaches no gradient of k
     return _fused(_Call(q, k, v, mask, False, grouped, nowhere))
 
 

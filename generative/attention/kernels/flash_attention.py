@@ -14,11 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from generative.attention import flash
 from generative.attention.checks import (
-    check_attend,
-    check_causal,
-    check_qkv,
+    checked,
     checked_scale,
-    without_unseen,
 )
 from generative.attention.kernels.dispatch import on_kernels
 
@@ -62,11 +59,8 @@ def flash_attention(
     """
     if not on_kernels(q, k, v) or max(q.shape[-1], v.shape[-1]) > 256:
         return flash.flash_attention(q, k, v, attend=attend, causal=causal, scale=scale)
-    check_qkv(q, k, v)
-    check_causal(causal, q, k)
+    q, k, v, attend = checked(q, k, v, attend=attend, causal=causal)
     if attend is not None:
-        attend = check_attend(attend, q, k)
-        k, v = without_unseen(k, v, attend)
         attend = attend.expand(*q.shape[:3], k.shape[2])
     return _Flash.apply(  # type: ignore[no-untyped-call]  # torch's
         q, k, v, attend, causal, checked_scale(scale, q)

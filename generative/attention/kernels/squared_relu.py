@@ -14,11 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from generative.attention import gau
 from generative.attention.checks import (
-    check_attend,
-    check_causal,
-    check_qkv,
+    checked,
     checked_scale,
-    without_unseen,
 )
 from generative.attention.kernels.dispatch import on_kernels
 
@@ -63,11 +60,8 @@ def squared_relu_attention(
     """
     if not on_kernels(q, k, v) or q.shape[-1] > 256:
         return gau.squared_relu_attention(q, k, v, attend=attend, causal=causal, scale=scale)
-    check_qkv(q, k, v)
-    check_causal(causal, q, k)
+    q, k, v, attend = checked(q, k, v, attend=attend, causal=causal)
     if attend is not None:
-        attend = check_attend(attend, q, k)
-        k, v = without_unseen(k, v, attend)
         attend = attend.expand(*q.shape[:3], k.shape[2])
     return _SquaredReLU.apply(  # type: ignore[no-untyped-call]  # torch's
         q, k, v, attend, causal, checked_scale(scale, q)

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from generative.attention.checks import (
     allowed,
+    check_heads,
     check_key_mask,
+    checked,
     checked_scale,
+    head_size,
     repeat_heads,
-    without_unseen,
 )
 from generative.attention.flash import flash_attention
 from generative.attention.naive import softmax_attention
@@ -66,6 +68,17 @@ def test_a_key_mask_has_no_axis_of_queries() -> None:
         check_key_mask(torch.ones(5, 6, dtype=torch.bool), Q, KV)
 
 
+def test_heads_share_the_features_and_groups_are_equal() -> None:
+    check_heads(8, 2)
+    assert head_size(64, 4) == 16
+    with pytest.raises(ValueError, match="key_heads=0: give at least 1"):
+        check_heads(8, 0)
+    with pytest.raises(ValueError, match="key_heads must divide heads"):
+        check_heads(8, 3)
+    with pytest.raises(ValueError, match=r"heads=3 with width=64: .* heads must divide width"):
+        head_size(64, 3)
+
+
 def test_the_scale_is_that_of_the_paper_unless_given() -> None:
     assert checked_scale(None, torch.zeros(1, 1, 1, 16)) == 0.25
     assert checked_scale(2, Q) == 2.0
@@ -92,10 +105,24 @@ def test_only_what_no_query_of_any_head_sees_is_replaced() -> None:
     # the second by query 1 of head 1, the third by none.
     attend = torch.zeros(1, 2, 2, 3, dtype=torch.bool)
     attend[0, 0, 0, 0] = attend[0, 1, 1, 1] = True
-    x = torch.full((1, 2, 3, 1), torch.nan)
-    k, v = without_unseen(x, x + 1, attend)
+    q, x = torch.zeros(1, 2, 2, 1), torch.full((1, 2, 3, 1), torch.nan)
+    _, k, v, _ = checked(q, x, x + 1, attend=attend, causal=False)
     assert k.isnan().int().flatten().tolist() == [1, 0, 0, 0, 1, 0]
     assert torch.equal(k.isnan(), v.isnan())
     # One key head that both share sees the union.
-    k, _ = without_unseen(x[:, :1], x[:, :1], attend)
+    _, k, _, _ = checked(q, x[:, :1], x[:, :1], attend=attend, causal=False)
     assert k.isnan().flatten().tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (1, 3), (3, 1), (2, 1, 3, 3), (2, 4, 1, 3), (1, 1)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_only_queries_that_may_look_nowhere_are_replaced(
+    shape: tuple[int, ...], causal: bool
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.ones(2, 4, 3, 1)
+    for _ in range(20):
+        attend = torch.rand(shape, generator=g) < 0.4
+        q, _, _, _ = checked(x, x, x, attend=attend, causal=causal)
+        past = torch.ones(3, 3, dtype=torch.bool).tril() if causal else torch.tensor(True)
+        assert torch.equal(q[..., 0] == 1, (attend & past).any(-1).expand(2, 4, 3))

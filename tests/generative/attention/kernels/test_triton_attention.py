@@ -152,6 +152,23 @@ def test_keys_that_nobody_sees_may_hold_anything(
     assert torch.equal(kernel(q, k, v, attend=attend), clean)
 
 
+@pytest.mark.parametrize(("kernel", "twin"), PAIRS)
+def test_queries_that_may_look_nowhere_may_hold_anything(
+    device: torch.device, kernel: Attention, twin: Attention
+) -> None:
+    q, k, v = draw(device, shapes(rows=20, columns=20, k=8, v=8))
+    attend = torch.arange(20, device=device) >= 6  # with causal, six queries see nothing
+    found = []
+    for garbage in (0.0, torch.nan):
+        given = [q.clone(), k.clone(), v.clone()]
+        given[0][:, :, :6] = garbage
+        inputs = [x.requires_grad_() for x in given]
+        out = kernel(*inputs, attend=attend, causal=True)
+        found.append([out, *torch.autograd.grad(out.sum(), inputs)])
+    for clean, other in zip(*found, strict=True):
+        assert torch.equal(other, clean)
+
+
 def test_large_scores_do_not_overflow(device: torch.device) -> None:
     q, k, v = draw(device, shapes(rows=40, columns=40, k=8, v=8))
     ours, truth = both(flash_attention, softmax_attention, [100 * q, k, v], torch.float32)
