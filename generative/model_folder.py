@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +16,7 @@ from generative.attention.transformer import TransformerConfig
 from launch.config import from_yaml, to_yaml
 from launch.errors import UsageError
 from launch.export import SHAPES
-from launch.folder import synchronize
+from launch.replacing import folder_to_read, replaced_folder
 from launch.runtime import Runtime
 
 __all__ = ["ModelConfig", "keep_architecture", "load_model", "new_model", "save_model"]
@@ -51,33 +49,15 @@ def new_model(config: ModelConfig, seed: int) -> nn.Module:
 def save_model(model: nn.Module, folder: Path | str) -> None:
     """Write a model that keeps its ``config`` into a folder, whole or not at all.
 
-    It is written beside its place and then renamed; a folder that was there is replaced.
+    An older model's folder is replaced; what else stands in it is kept.
 
     Raises:
-        UsageError: The config cannot be written as YAML, or the disk refuses.
+        UsageError: The config cannot be written as YAML, something else than a model stands there,
+            or the disk refuses. What stood there is intact.
     """
-    folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        (temporary / CONFIG).write_text(_description(model), encoding="utf-8")
-        save_file(_weights(model), temporary / WEIGHTS, metadata={"format": "pt"})
-        mode = (temporary / CONFIG).stat().st_mode
-        for file in temporary.iterdir():
-            file.chmod(mode)  # safetensors makes its files readable to their owner alone
-            synchronize(file)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-    except (OSError, SafetensorError) as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise UsageError(f"the model could not be written to {folder}: {_line(error)}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    with replaced_folder(Path(folder), kind="model", own=(CONFIG, WEIGHTS)) as new:
+        (new / CONFIG).write_text(_description(model), encoding="utf-8")
+        save_file(_weights(model), new / WEIGHTS, metadata={"format": "pt"})
 
 
 def load_model(folder: Path | str) -> nn.Module:
@@ -86,7 +66,7 @@ def load_model(folder: Path | str) -> nn.Module:
     Raises:
         UsageError: The folder is missing, holds no such model, or its files do not fit each other.
     """
-    folder = Path(folder)
+    folder = folder_to_read(Path(folder))
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: give one that a model was saved in")
     for name in (CONFIG, WEIGHTS):

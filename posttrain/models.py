@@ -5,9 +5,7 @@ transformers is imported inside functions: it takes seconds, and checks before w
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from launch.errors import UsageError
-from launch.folder import synchronize
+from launch.replacing import folder_to_read, replaced_folder
 from posttrain.decoder import HeadKind
 from posttrain.model_files import MODEL_KINDS, check_model_folder
 from posttrain.model_settings import for_saving, is_known, saved_weights, write_settings
@@ -40,6 +38,18 @@ __all__ = [
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.*",
+)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -224,7 +234,9 @@ def load_checkpoint(
     if dtype not in _DTYPES:
         raise UsageError(f"dtype={dtype!r}: use one of {', '.join(_DTYPES)}")
     name = str(path_or_hub_id)
-    if Path(name).exists():
+    stored = folder_to_read(Path(name))
+    if stored.exists():
+        name = str(stored)
         check_model_folder(name, kind)
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"{name} does not exist: give a model folder or a hub id")
@@ -277,34 +289,19 @@ def save_model(
 ) -> None:
     """Write an ordinary Hugging Face folder, whole or not at all.
 
-    It is written beside its place and then renamed; a folder that was there is replaced.
+    An older model's folder is replaced; what else stands in it is kept.
 
     Raises:
-        UsageError: It could not be written, for example because the disk is full.
+        UsageError: Something else than a model stands there, or it could not be written, for
+            example because the disk is full. What stood there is intact.
     """
-    folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        with quiet(), for_saving(model):
-            _write_weights(model, temporary)
-            tokenizer.save_pretrained(temporary)
-        mode = (temporary / "config.json").stat().st_mode
-        for file in temporary.iterdir():
-            file.chmod(mode)  # safetensors makes its files readable to their owner alone
-            synchronize(file)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-    except Exception as error:  # safetensors has errors of its own
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        reason = " ".join(str(error).split())
-        raise UsageError(f"the model could not be written to {folder}: {reason}") from error
-    shutil.rmtree(old, ignore_errors=True)
+    with replaced_folder(Path(folder), kind="model", own=_MODEL_FILES) as new:
+        try:
+            with quiet(), for_saving(model):
+                _write_weights(model, new)
+                tokenizer.save_pretrained(new)
+        except Exception as error:  # tokenizers raises nothing narrower where the disk is full
+            raise OSError(str(error)) from error
 
 
 def _write_weights(model: PreTrainedModel, folder: Path) -> None:

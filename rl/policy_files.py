@@ -1,15 +1,12 @@
 """Policies as folders: ``policy.json`` says what it is, ``model.safetensors`` holds the weights.
 
-A folder appears complete or not at all. It is replaced by two renames; where a process dies between
-them, the older policy is still found.
+A folder appears complete or not at all.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +19,7 @@ from torch import Tensor
 from launch.conversion import Change, build, is_object, load_object
 from launch.encoding import encode
 from launch.errors import UsageError
-from launch.folder import synchronize
+from launch.replacing import folder_to_read, replaced_folder
 from launch.scalars import ABSENT
 from rl.networks import Network, NetworkConfig
 from rl.normalisation import ObservationNormaliser
@@ -46,35 +43,14 @@ def save_policy(policy: Policy, folder: Path) -> None:
         UsageError: Something else than a policy stands there, the network has no config that can
             be written, or the disk refuses. What stood there is intact.
     """
-    temporary, old = _beside(folder, f"{os.getpid()}.tmp"), _beside(folder, "old")
-    try:
-        _recover(folder)
-        _check_replaceable(folder)
-        for left in (temporary, old):
-            shutil.rmtree(left, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with replaced_folder(folder, kind="policy", own=(TEXT, WEIGHTS)) as new:
         text = json.dumps(_describe(policy), indent=1, allow_nan=False)
-        (temporary / TEXT).write_text(text + "\n", encoding="utf-8")
+        (new / TEXT).write_text(text + "\n", encoding="utf-8")
         weights = {
             name: x.detach().cpu().contiguous().clone()
             for name, x in policy.network.state_dict().items()
         }
-        save_file(weights, temporary / WEIGHTS)
-        for path in (temporary / TEXT, temporary / WEIGHTS, temporary):
-            synchronize(path)
-        if folder.is_dir():
-            _copy_others(folder, temporary)
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-        synchronize(folder.absolute().parent)
-    except OSError as error:
-        _recover(folder)
-        raise UsageError(
-            f"the policy folder {folder} cannot be written: {error.strerror or error}"
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        save_file(weights, new / WEIGHTS)
 
 
 def load_policy(folder: str | Path) -> Policy:
@@ -86,9 +62,7 @@ def load_policy(folder: str | Path) -> Policy:
         UsageError: The folder is missing, holds no policy, or its files are damaged or do not fit
             each other. One line that names the folder.
     """
-    folder = Path(folder)
-    if not folder.exists() and _beside(folder, "old").is_dir():
-        folder = _beside(folder, "old")
+    folder = folder_to_read(Path(folder))
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: give one that a policy was saved in")
     for name in (TEXT, WEIGHTS):
@@ -183,38 +157,6 @@ def _rebuild(text: Mapping[str, Any]) -> Policy:
         seed=text["seed"],
         exploration=text["exploration"],
     )
-
-
-# -- the folder ----------------------------------------------------------------------------------
-
-
-def _beside(folder: Path, end: str) -> Path:
-    return folder.with_name(f".{folder.name}.{end}")
-
-
-def _recover(folder: Path) -> None:
-    """Put an older policy back where a process died before its successor took its name."""
-    old = _beside(folder, "old")
-    if old.is_dir() and not folder.exists():
-        old.rename(folder)
-
-
-def _copy_others(folder: Path, target: Path) -> None:
-    """Copy what stands beside a policy, such as a video."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.copytree(path, target / path.name)
-        elif path.name not in (TEXT, WEIGHTS):
-            shutil.copy2(path, target / path.name)
-
-
-def _check_replaceable(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: a policy is saved as a folder, give another name")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / TEXT).is_file():
-        raise UsageError(
-            f"{folder} holds something else than a policy (it has no {TEXT}): give a new folder"
-        )
 
 
 def _line(error: Exception) -> str:

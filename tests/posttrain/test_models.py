@@ -226,11 +226,13 @@ def test_tensors_that_were_lost_or_are_too_many(lm: LanguageModel, tmp_path: Pat
 
 def test_a_saved_model_comes_back(lm: LanguageModel, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "stale.txt").write_text("of an earlier model")
+    save_model(lm.model, lm.tokenizer, folder)
+    (folder / "model-00001-of-00002.safetensors").write_text("of an earlier model")
+    (folder / "README.md").write_text("mine")
     save_model(lm.model, lm.tokenizer, folder)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert not (folder / "stale.txt").exists()
+    assert not (folder / "model-00001-of-00002.safetensors").exists()
+    assert (folder / "README.md").read_text() == "mine"
     check_model_folder(folder)
     loaded = load_model(folder)
     assert (loaded.pad_token, loaded.stop_tokens) == (lm.pad_token, lm.stop_tokens)
@@ -294,7 +296,7 @@ def test_a_model_that_cannot_be_written_leaves_the_old_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(UsageError, match=r"could not be written to .*: .*No space left"):
+    with pytest.raises(UsageError, match=r"model cannot be written: .*No space left"):
         save_model(lm.model, lm.tokenizer, folder)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (folder / "model.safetensors").read_bytes() == before
