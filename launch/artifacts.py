@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.folder import atomic_write
-from launch.metrics import JsonLines
+from launch.metrics import JsonLines, kept_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +25,7 @@ class Artifacts:
         self.folder = folder
         self._items = JsonLines(folder / "items.jsonl")
         self._samples = JsonLines(folder / "samples.jsonl")
+        self._has_sampled = False
 
     def note(self, name: str, text: str) -> None:
         """Add paragraphs under a heading."""
@@ -52,7 +53,14 @@ class Artifacts:
         self._items.write({"kind": "samples", "name": name, "rows": [dict(row) for row in rows]})
 
     def samples(self, step: int, rows: Sequence[Mapping[str, object]]) -> None:
-        """Append sampled texts to ``samples.jsonl``."""
+        """Append sampled texts to ``samples.jsonl``.
+
+        What an earlier process sampled at this step, the last before a run was resumed, gives way.
+        """
+        path = self._samples.path
+        if not self._has_sampled and path.exists():
+            atomic_write(path, kept_lines(path, lambda earlier: earlier != step))
+        self._has_sampled = True
         for row in rows:
             self._samples.write({"step": step, **row})
 

@@ -26,7 +26,7 @@ from launch.errors import UsageError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Console", "JsonLines", "Mean", "Metric", "Phases", "Rate", "combine", "truncate_lines"]
+__all__ = ["Console", "JsonLines", "Mean", "Metric", "Phases", "Rate", "combine", "kept_lines"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +149,8 @@ def _finite(value: object) -> object:
     return value
 
 
-def truncate_lines(path: Path, last_step: int) -> str:
-    """Return the text of ``path`` without damaged lines and records after ``last_step``."""
+def kept_lines(path: Path, keep: Callable[[int], bool]) -> str:
+    """Return the text of ``path`` without damaged lines and records whose step is not kept."""
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -158,7 +158,7 @@ def truncate_lines(path: Path, last_step: int) -> str:
         except ValueError:  # half a line, from a process that was killed while it wrote
             continue
         step = record.get("step", 0) if isinstance(record, dict) else None
-        if isinstance(step, int) and step <= last_step:
+        if isinstance(step, int) and keep(step):
             kept.append(line + "\n")
     return "".join(kept)
 

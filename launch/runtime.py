@@ -24,7 +24,7 @@ from launch.export import ARCHITECTURE
 from launch.folder import Claim, atomic_write, claim
 from launch.hang import watched
 from launch.memory import checkpoint_activations, keep_freed_memory
-from launch.metrics import Console, JsonLines, Metric, Phases, combine, truncate_lines
+from launch.metrics import Console, JsonLines, Metric, Phases, combine, kept_lines
 from launch.placement import placement_of
 from launch.settings import RuntimeConfig
 from launch.signals import HeldSignals
@@ -403,7 +403,7 @@ class Runtime:
         for name in ("metrics.jsonl", "samples.jsonl", "items.jsonl"):
             path = self.output / name if self.output else Path(name)
             if path.exists():
-                atomic_write(path, truncate_lines(path, step))
+                atomic_write(path, kept_lines(path, lambda other: other <= step))
 
     # -- what is written ---------------------------------------------------------------------
 

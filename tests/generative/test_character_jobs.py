@@ -115,6 +115,13 @@ def test_resumes_bit_for_bit(text: TextFile, mixer: str, tmp_path: Path) -> None
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_finished_run_that_is_resumed_has_no_samples_twice(text: TextFile, tmp_path: Path) -> None:
+    for resume in (False, True):
+        run(tiny(text), tmp_path / "run", resume=resume)
+    samples = [json.loads(x) for x in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [x["prompt"] for x in samples] == ["def ", "class ", "import "]
+
+
 def test_sampled_text_is_what_the_model_gives(text: TextFile) -> None:
     model = new_model(DecoderConfig(width=16, blocks=1, mixer=parse_mixer("linear")), 0)
     assert isinstance(model, DecoderLM)
