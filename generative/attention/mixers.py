@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, cast, runtime_checkable
+from typing import ClassVar, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -118,25 +118,13 @@ class AttentionBiases:
     output: bool = False
 
 
-Attention = Callable[..., Tensor]
+Attention: TypeAlias = Callable[..., Tensor]
 """Takes q, k, v, ``attend``, ``causal``, and ``bias`` where the positions have one."""
 
 
-class NewCache(Protocol):
-    """Makes one layer's cache: ``cache.StaticKeyValues`` or ``cache.QuantizedKeyValues``."""
-
-    def __call__(
-        self,
-        *,
-        rows: int,
-        heads: int,
-        columns: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> KeyValues:
-        """Return an empty cache with room for ``columns`` tokens."""
-        ...
+NewCache: TypeAlias = Callable[..., KeyValues]
+"""Makes one layer's cache, given rows, heads, columns, width, dtype and device:
+``cache.StaticKeyValues`` or ``cache.QuantizedKeyValues``."""
 
 
 class HeadNorm(nn.RMSNorm):

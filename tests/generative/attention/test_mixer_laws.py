@@ -382,9 +382,14 @@ def test_masks_that_do_not_fit_are_named(name: str) -> None:
         mixer(x, causal=True, attend=torch.ones(2, 1, 1, 5, dtype=torch.bool))
 
 
-@each_kind
-def test_a_saved_model_has_the_same_mixer(name: str, tmp_path: Path) -> None:
-    config = DecoderConfig(width=WIDTH, blocks=1, mixer=KINDS[name].config)
+INT8 = SoftmaxAttention(heads=2, cache=QuantizedKeyValues)
+
+
+@pytest.mark.parametrize(
+    "mixer", [*(kind.config for kind in KINDS.values()), INT8], ids=[*KINDS, "int8"]
+)
+def test_a_saved_model_has_the_same_mixer(mixer: MixerConfig, tmp_path: Path) -> None:
+    config = DecoderConfig(width=WIDTH, blocks=1, mixer=mixer)
     model, tokens = new_model(config, 1).eval(), torch.arange(TOKENS)[None]
     save_model(model, tmp_path / "model")
     again = load_model(tmp_path / "model")
