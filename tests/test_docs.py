@@ -15,7 +15,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,9 @@ from types import ModuleType
 
 import pytest
 import yaml
+from warm import Warm
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-from warm import Warm, warm  # noqa: E402 tests are no package
 
 FOLDERS = ("benchmarks", "docs")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -95,34 +93,21 @@ def name(page: Path) -> str:
 every_page = pytest.mark.parametrize("page", PAGES, ids=name)
 
 
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-}
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[Warm]:
-    with warm(ENVIRONMENT) as served:
-        yield served
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if runs(page)], ids=name)
-def test_blocks_of_a_page_run(page: Path, tmp_path: Path, server: Warm) -> None:
-    found = (str(server.bin), str(Path(sys.executable).parent), os.environ["PATH"])
-    with tempfile.TemporaryFile() as said:
-        code = server.call(
-            [__file__, str(page)],
-            cwd=tmp_path,
-            environment={**ENVIRONMENT, "PATH": os.pathsep.join(found)},
-            streams=(0, said.fileno(), said.fileno()),
-            timeout=LIMIT,
-        )
-        said.seek(0)
-        assert code == 0, said.read().decode()[-8000:]
+def test_blocks_of_a_page_run(page: Path, tmp_path: Path, warmed: Warm) -> None:
+    found = (str(warmed.bin), str(Path(sys.executable).parent), os.environ["PATH"])
+    done = subprocess.run(
+        [warmed.python, __file__, str(page)],
+        cwd=tmp_path,
+        env=warmed.environment | {"HF_HUB_OFFLINE": "1", "PATH": os.pathsep.join(found)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:]
 
 
 @every_page

@@ -1,8 +1,9 @@
 """Pythons that start warm: one imports what a run imports, and forks for every call.
 
-More than half of what the pages of the docs take would else be imports, of torch and transformers
-above all. A forked process is what a new one would be: it has its own folder, environment, streams
-and exit code, and hears signals.
+More than half of what short runs take would else be imports, of torch and transformers above all. A
+forked process is what a new one would be: it has its own folder, environment, streams and exit
+code, hears signals, and dies with its caller. Only its parent is the server, so tests of launchers
+and watchers start cold.
 
 ``python warm.py SOCKET`` serves; ``python warm.py SOCKET WORD...`` is ``python WORD...`` for a
 shell, where the first word is ``-m`` or a script.
@@ -22,26 +23,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 LOADED = (
-    "accelerate",
+    "accelerate.commands.launch",
+    "deepspeed",
     "launch.cli",
     "launch.curves",
     "launch.running",
     "posttrain.recipes.tiny",
+    "reasoning_gym",
     "rl.recipes",
+    "torch.distributed.fsdp",
+    "torch.distributed.run",
     "transformers.models.qwen2.modeling_qwen2",
 )
-SHIM = """#!/bin/sh
-# A run that has children starts as always: so do they, and pages look at them.
+MONRO = """#!/bin/sh
+# A run that is watched starts as always: pages look at its processes.
 for word in "$@"; do
-    case $word in --processes | --supervise) exec {python} -m launch "$@" ;; esac
+    case $word in --supervise) exec {python} -m launch "$@" ;; esac
 done
-exec {python} -S {script} {socket} -m launch "$@"
+exec {warm} -m launch "$@"
+"""
+PYTHON = """#!/bin/sh
+exec {warm} "$@"
 """
 
 
@@ -49,73 +57,47 @@ exec {python} -S {script} {socket} -m launch "$@"
 class Warm:
     """A server of warm processes."""
 
-    socket: Path
     bin: Path
-    """A folder with a ``monro`` that starts warm, for a shell's PATH."""
+    """A folder with a ``monro`` and a ``python`` that start warm, for a shell's PATH."""
 
-    def call(
-        self,
-        words: Sequence[str],
-        *,
-        cwd: Path,
-        environment: Mapping[str, str],
-        streams: Sequence[int] = (0, 1, 2),
-        timeout: float | None = None,
-        begun: Callable[[int], None] = lambda pid: None,
-    ) -> int:
-        """Run ``python WORD...`` in a process of its own.
+    @property
+    def python(self) -> str:
+        """A Python that starts warm, of which ``-m`` and scripts can be asked."""
+        return str(self.bin / "python")
 
-        Args:
-            words: ``-m``, a module and its arguments, or a script and its arguments.
-            cwd: The folder.
-            environment: All of it.
-            streams: File descriptors of standard input, output and error.
-            timeout: Seconds after which it is killed and TimeoutError raised.
-            begun: Is given the process's number.
-
-        Returns:
-            Its exit code, -N if signal N ended it.
-        """
-        what = {"words": list(words), "cwd": str(cwd), "environment": dict(environment)}
-        message = json.dumps(what).encode()
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(self.socket))
-            socket.send_fds(connection, [len(message).to_bytes(4, "big")], list(streams))
-            connection.sendall(message)
-            with connection.makefile() as answers:
-                pid = int(answers.readline())
-                begun(pid)
-                connection.settimeout(timeout)
-                try:
-                    return int(answers.readline())
-                except TimeoutError:
-                    os.kill(pid, signal.SIGKILL)
-                    raise
+    @property
+    def environment(self) -> dict[str, str]:
+        """This process's, where torchrun starts warm Pythons; tests use one thread each."""
+        return os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": self.python}
 
 
 @contextlib.contextmanager
 def warm(environment: Mapping[str, str]) -> Iterator[Warm]:
     """Serve within the block; the server has this environment, each call one of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        served = Warm(Path(folder, "socket"), Path(folder, "bin"))
-        served.bin.mkdir()
-        shim = served.bin / "monro"
-        shim.write_text(SHIM.format(python=sys.executable, script=__file__, socket=served.socket))
-        shim.chmod(0o755)
-        server = subprocess.Popen([sys.executable, __file__, served.socket], env=environment)
+        path, programs = Path(folder, "socket"), Path(folder, "bin")
+        programs.mkdir()
+        start = f"{sys.executable} -S {__file__} {path}"
+        for name, text in (("monro", MONRO), ("python", PYTHON)):
+            (programs / name).write_text(text.format(python=sys.executable, warm=start))
+            (programs / name).chmod(0o755)
+        server = subprocess.Popen([sys.executable, __file__, path], env=environment)
         try:
-            while not served.socket.exists():
+            while not path.exists():
                 if server.poll() is not None:
                     raise RuntimeError(f"the server ended with exit code {server.returncode}")
                 time.sleep(0.01)
-            yield served
+            yield Warm(programs)
         finally:
             server.kill()
             server.wait()
 
 
 def serve(path: str) -> tuple[Mapping[str, Any], Sequence[int]]:
-    """Fork for every call; only a child returns, with what it is to do and its streams."""
+    """Fork for every call; only a child returns, with what it is to do and its streams.
+
+    A caller that is killed is as if its call had been: that gets SIGKILL.
+    """
     for name in LOADED:
         importlib.import_module(name)
     listening = socket.socket(socket.AF_UNIX)
@@ -126,7 +108,12 @@ def serve(path: str) -> tuple[Mapping[str, Any], Sequence[int]]:
     waiting.register(listening, selectors.EVENT_READ)
     callers: dict[int, socket.socket] = {}
     while True:
-        for _ in waiting.select(0.02):
+        for key, _ in waiting.select(0.02):
+            if key.data in callers:
+                os.kill(key.data, signal.SIGKILL)
+                waiting.unregister(key.fileobj)
+            if key.fileobj is not listening:
+                continue
             connection, _ = listening.accept()
             size, streams, _, _ = socket.recv_fds(connection, 4, 3)
             with connection.makefile("rb") as rest:
@@ -138,9 +125,13 @@ def serve(path: str) -> tuple[Mapping[str, Any], Sequence[int]]:
             for stream in streams:
                 os.close(stream)
             callers[pid] = connection
-            connection.sendall(f"{pid}\n".encode())
+            waiting.register(connection, selectors.EVENT_READ, pid)
+            with contextlib.suppress(BrokenPipeError):
+                connection.sendall(f"{pid}\n".encode())
         while callers and (ended := os.waitpid(-1, os.WNOHANG))[0]:
             with callers.pop(ended[0]) as caller, contextlib.suppress(BrokenPipeError):
+                if caller in waiting.get_map():
+                    waiting.unregister(caller)
                 caller.sendall(f"{os.waitstatus_to_exitcode(ended[1])}\n".encode())
 
 
@@ -152,7 +143,8 @@ def become(what: Mapping[str, Any], streams: Sequence[int]) -> None:
     os.chdir(what["cwd"])
     os.environ.clear()
     os.environ.update(what["environment"])
-    first, *rest = what["words"]
+    os.environ.pop("MONRO_PARENT", None)  # it would not know this one, and the server stands in
+    first, *rest = (word for word in what["words"] if word != "-u")
     if first == "-m":
         sys.argv, sys.path[0] = rest, ""
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
@@ -161,18 +153,27 @@ def become(what: Mapping[str, Any], streams: Sequence[int]) -> None:
         runpy.run_path(first, run_name="__main__")
 
 
+def call(path: str, words: Sequence[str]) -> int:
+    """Have ``python WORD...`` run here, and hand signals on to it; return its exit code."""
+    what = {"words": words, "cwd": os.getcwd(), "environment": dict(os.environ)}
+    message = json.dumps(what).encode()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        socket.send_fds(connection, [len(message).to_bytes(4, "big")], (0, 1, 2))
+        connection.sendall(message)
+        with connection.makefile() as answers:
+            pid = int(answers.readline())
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                signal.signal(number, lambda number, frame: os.kill(pid, number))
+            return int(answers.readline())
+
+
 def main() -> None:
     path, *words = sys.argv[1:]
     if not words:
         become(*serve(path))
         return
-
-    def begun(pid: int) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, lambda number, frame: os.kill(pid, number))
-
-    served = Warm(Path(path), Path(path).parent / "bin")
-    code = served.call(words, cwd=Path.cwd(), environment=os.environ, begun=begun)
+    code = call(path, words)
     if code < 0:  # end as it did
         signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from warm import Warm
 
 from generative import recipes
 from generative.attention.transformer import Transformer, TransformerConfig
@@ -165,14 +165,15 @@ def test_shares_of_processes_are_the_parts_of_one() -> None:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_processes_with_a_cut_model_change_nothing(tmp_path: Path) -> None:
+def test_two_processes_with_a_cut_model_change_nothing(tmp_path: Path, warmed: Warm) -> None:
     flags = ["--steps", "3", "--sequences_per_step", "9", "--heldout", "7", "--heldout_every", "2"]
     losses = {}
     for name, processes in (("single", "1"), ("fsdp", "2")):
         output = tmp_path / name
-        run = [sys.executable, "-m", "launch", "run", "generative.recipes:transformer_copy"]
+        run = [warmed.python, "-m", "launch", "run", "generative.recipes:transformer_copy"]
         run += ["--output", str(output), "--processes", processes, *flags]
-        subprocess.run([*run, "--runtime.strategy", name], check=True, capture_output=True)
+        run += ["--runtime.strategy", name]
+        subprocess.run(run, check=True, capture_output=True, env=warmed.environment)
         records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
         losses[name] = [(r["loss"], r["grad_norm"], r.get("heldout/exact")) for r in records]
         assert isinstance(load_model(output / "model"), Transformer)

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from warm import Warm
 
 CLOCK = ("seconds", "speed/", "timeouts")
 EVERY_THIRD = ["--save_every", "3"]
@@ -29,27 +31,36 @@ SHORT = {
 AGENTS = ["ppo-cartpole", "dqn-cartpole"]
 
 
-def command(recipe: str, output: Path, *more: str) -> list[str]:
-    monro = [sys.executable, "-m", "launch", "run", recipe, "--output", str(output)]
-    return [*monro, *SHORT[recipe], *more]
+@dataclass(frozen=True)
+class Runs:
+    """Starts runs with imports done."""
+
+    warmed: Warm
+
+    def start(
+        self, recipe: str, output: Path, *more: str, cold: bool = False
+    ) -> subprocess.Popen[str]:
+        """Start a run in a session of its own; ``cold``: as a user does."""
+        python = sys.executable if cold else self.warmed.python
+        return subprocess.Popen(
+            [python, "-m", "launch", "run", recipe, "--output", output, *SHORT[recipe], *more],
+            env=os.environ | {"OMP_NUM_THREADS": "1"} if cold else self.warmed.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, recipe: str, output: Path, *more: str) -> None:
+        """Run to the end."""
+        process = self.start(recipe, output, *more)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, out[-2000:] + err[-3000:]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        arguments,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(arguments: list[str]) -> None:
-    process = start(arguments)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, out[-2000:] + err[-3000:]
+@pytest.fixture(scope="module")
+def runs(warmed: Warm) -> Runs:
+    return Runs(warmed)
 
 
 def records(output: Path) -> list[dict[str, float]]:
@@ -82,45 +93,46 @@ def assert_equal_runs(a: Path, b: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, runs: Runs
 ) -> tuple[str, Path]:
     output = tmp_path_factory.mktemp("whole") / "run"
-    finish(command(request.param, output))
+    runs.finish(request.param, output)
     return request.param, output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("whole", "steps"),
-    [("sft-mini", 1), ("sft-mini", 4), ("sft-mini", 5), ("grpo-mini", 4), (DPO, 5)],
+    ("whole", "kills"),
+    [("sft-mini", (1, 4, 8)), ("grpo-mini", (4,)), (DPO, (5,))],
     indirect=["whole"],
 )
-def test_run_killed_at_a_step_and_resumed_equals_one_never_stopped(
-    whole: tuple[str, Path], steps: int, tmp_path: Path
+def test_run_killed_at_steps_and_resumed_equals_one_never_stopped(
+    whole: tuple[str, Path], kills: tuple[int, ...], tmp_path: Path, runs: Runs
 ) -> None:
     recipe, expected = whole
-    process = start(command(recipe, tmp_path / "run"))
-    wait_for_steps(tmp_path / "run", steps, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    finish(command(recipe, tmp_path / "run", "--resume"))
+    for step in kills:
+        process = runs.start(recipe, tmp_path / "run", "--resume")
+        wait_for_steps(tmp_path / "run", step, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    runs.finish(recipe, tmp_path / "run", "--resume")
     assert_equal_runs(tmp_path / "run", expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole", ["sft-mini"], indirect=True)
 def test_sigterm_finishes_the_step_saves_and_exits_with_143(
-    whole: tuple[str, Path], tmp_path: Path
+    whole: tuple[str, Path], tmp_path: Path, runs: Runs
 ) -> None:
     recipe, expected = whole
-    process = start(command(recipe, tmp_path / "run"))
+    process = runs.start(recipe, tmp_path / "run")
     wait_for_steps(tmp_path / "run", 2, process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     done = len(records(tmp_path / "run"))
     assert (tmp_path / "run" / "checkpoints" / f"step-{done:08d}" / "COMPLETE").exists()
-    finish(command(recipe, tmp_path / "run", "--resume"))
+    runs.finish(recipe, tmp_path / "run", "--resume")
     assert_equal_runs(tmp_path / "run", expected)
 
 
@@ -128,21 +140,21 @@ def test_sigterm_finishes_the_step_saves_and_exits_with_143(
 @pytest.mark.distributed
 @pytest.mark.parametrize("recipe", ["sft-mini", "grpo-mini", DPO])
 def test_two_processes_killed_and_resumed_equal_two_never_stopped(
-    recipe: str, tmp_path: Path
+    recipe: str, tmp_path: Path, runs: Runs
 ) -> None:
     two = ("--processes", "2")
     if recipe == "grpo-mini":
         two += ("--prompts_per_step", "3")  # one process gets one prompt, the other two
     if recipe == DPO:  # the reference point is of all three pairs
         two += ("--pairs_per_step", "3", "--objective", "posttrain.objectives:KTO")
-    finish(command(recipe, tmp_path / "whole", *two))
-    process = start(command(recipe, tmp_path / "cut", *two))
+    runs.finish(recipe, tmp_path / "whole", *two)
+    process = runs.start(recipe, tmp_path / "cut", *two, cold=True)
     wait_for_steps(tmp_path / "cut", 4, process)
     process.kill()  # the parent alone: its children must not go on behind its back
     process.communicate()
-    finish(command(recipe, tmp_path / "cut", *two, "--resume"))
+    runs.finish(recipe, tmp_path / "cut", *two, "--resume")
     assert_equal_runs(tmp_path / "cut", tmp_path / "whole")
-    finish(command(recipe, tmp_path / "one", *two[2:]))
+    runs.finish(recipe, tmp_path / "one", *two[2:])
     for a, b in zip(records(tmp_path / "one"), records(tmp_path / "whole"), strict=True):
         assert a.keys() == b.keys()
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3, abs=1e-4)
@@ -151,27 +163,27 @@ def test_two_processes_killed_and_resumed_equal_two_never_stopped(
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", AGENTS)
 def test_agent_killed_at_moments_drawn_at_random_equals_one_never_stopped(
-    recipe: str, tmp_path: Path
+    recipe: str, tmp_path: Path, runs: Runs
 ) -> None:
     draws = random.Random(recipe)
     began = time.monotonic()
-    finish(command(recipe, tmp_path / "whole"))
+    runs.finish(recipe, tmp_path / "whole")
     took = time.monotonic() - began
     for _ in range(2):  # also before there is a folder, or while the report is made
-        process = start(command(recipe, tmp_path / "cut", "--resume"))
+        process = runs.start(recipe, tmp_path / "cut", "--resume")
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=draws.uniform(0.3, 1.0) * took)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    finish(command(recipe, tmp_path / "cut", "--resume"))
+    runs.finish(recipe, tmp_path / "cut", "--resume")
     assert_equal_runs(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.distributed
-def test_ppo_on_two_processes_gives_the_figures_of_one(tmp_path: Path) -> None:
-    finish(command("ppo-cartpole", tmp_path / "one"))
-    finish(command("ppo-cartpole", tmp_path / "two", "--processes", "2"))
+def test_ppo_on_two_processes_gives_the_figures_of_one(tmp_path: Path, runs: Runs) -> None:
+    runs.finish("ppo-cartpole", tmp_path / "one")
+    runs.finish("ppo-cartpole", tmp_path / "two", "--processes", "2")
     one, two = records(tmp_path / "one"), records(tmp_path / "two")
     assert len(one) == len(two) == 8
     for a, b in zip(one, two, strict=True):
@@ -185,13 +197,13 @@ def test_ppo_on_two_processes_gives_the_figures_of_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_agent_on_two_processes_killed_and_resumed_equals_one_never_stopped(
-    tmp_path: Path,
+    tmp_path: Path, runs: Runs
 ) -> None:
     two = ("--processes", "2", "--envs", "2")
-    finish(command("dqn-cartpole", tmp_path / "whole", *two))
-    process = start(command("dqn-cartpole", tmp_path / "cut", *two))
+    runs.finish("dqn-cartpole", tmp_path / "whole", *two)
+    process = runs.start("dqn-cartpole", tmp_path / "cut", *two, cold=True)
     wait_for_steps(tmp_path / "cut", 4, process)
     process.kill()
     process.communicate()
-    finish(command("dqn-cartpole", tmp_path / "cut", *two, "--resume"))
+    runs.finish("dqn-cartpole", tmp_path / "cut", *two, "--resume")
     assert_equal_runs(tmp_path / "cut", tmp_path / "whole")

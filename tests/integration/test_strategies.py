@@ -1,15 +1,15 @@
 """Every strategy on two processes equals one process, for every kind of training."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from two_processes import on_two_processes
+from warm import Warm
 
 from launch.export import export
 
@@ -20,33 +20,28 @@ STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
 CUT_PARAMETERS = ("zero3", "fsdp")
 
 
-def run(strategy: str, output: Path, *names: str) -> Path:
+def run(warmed: Warm, strategy: str, output: Path, *names: str) -> Path:
     """Run all workloads in one launch; every strategy is launched in the same way."""
-    words = [str(SCRIPT), strategy, str(output), *names]
-    command = [sys.executable, *words]
-    if strategy != "single":
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-        command += ["--num_processes", "2", "--main_process_port", "0", *words]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    words = (strategy, str(output), *names)
+    if strategy == "single":
+        alone = [warmed.python, str(SCRIPT), *words]
+        done = subprocess.run(alone, capture_output=True, text=True, timeout=600, check=False)
+    else:
+        done = on_two_processes(warmed, SCRIPT, *words, cpu=False)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     return output
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run("single", tmp_path_factory.mktemp("single") / "run")
+def alone(tmp_path_factory: pytest.TempPathFactory, warmed: Warm) -> Path:
+    return run(warmed, "single", tmp_path_factory.mktemp("single") / "run")
 
 
 @pytest.fixture(scope="module", params=STRATEGIES)
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(request.param, tmp_path_factory.mktemp("both") / request.param)
+def both(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, warmed: Warm
+) -> Path:
+    return run(warmed, request.param, tmp_path_factory.mktemp("both") / request.param)
 
 
 def records(output: Path, name: str) -> list[dict[str, Any]]:
@@ -96,7 +91,7 @@ def test_a_checkpoint_of_any_strategy_is_exported_as_one_model(
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("on", ["the same", "one process"])
-def test_a_run_goes_on_from_its_pieces(both: Path, tmp_path: Path, on: str) -> None:
+def test_a_run_goes_on_from_its_pieces(both: Path, tmp_path: Path, on: str, warmed: Warm) -> None:
     """After step 10 of 12: on the same processes bit for bit, on one the same training.
 
     Muon's state, adapters alone, two models in turn with an average of one.
@@ -107,7 +102,7 @@ def test_a_run_goes_on_from_its_pieces(both: Path, tmp_path: Path, on: str) -> N
         shutil.copytree(both / "stages" / name, copy)
         shutil.rmtree(copy / "checkpoints" / "step-00000012")
     shutil.copy(both / "config.yaml", output)
-    run(both.name if on == "the same" else "single", output, *RESUMED)
+    run(warmed, both.name if on == "the same" else "single", output, *RESUMED)
     for name in RESUMED:
         found, wanted = (torch.load(x / f"{name}.pt") for x in (output, both))
         for key, weight in wanted.items():

@@ -1,14 +1,13 @@
 """Mixed precision: float32 weights, loss curves like float32's, overflows left out by all."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from two_processes import on_two_processes
+from warm import Warm
 
 from launch.backends import Precision
 from launch.runtime import Runtime, RuntimeConfig
@@ -67,14 +66,10 @@ def test_a_step_that_is_left_out_is_counted_and_moves_no_schedule(tmp_path: Path
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_an_overflow_on_one_process_is_left_out_on_all(tmp_path: Path, strategy: str) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    command += ["--num_processes", "2", "--main_process_port", "0"]
-    command += [str(SCRIPT), strategy, str(tmp_path / "found.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+def test_an_overflow_on_one_process_is_left_out_on_all(
+    tmp_path: Path, strategy: str, warmed: Warm
+) -> None:
+    done = on_two_processes(warmed, SCRIPT, strategy, str(tmp_path / "found.json"), cpu=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["skipped"] == [[0, 1, 1], [0, 1, 1]]

@@ -1,7 +1,6 @@
 import copy
 import json
 import math
-import os
 import subprocess
 import sys
 import threading
@@ -13,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from two_processes import on_two_processes
+from warm import Warm
 
 from launch import checkpoint
 from launch.batch import TensorBatch, shaped
@@ -21,15 +22,6 @@ from launch.metrics import Mean, Rate
 from launch.runtime import Runtime, RuntimeConfig
 
 SCRIPT = Path(__file__).with_name("step_contract.py")
-
-
-def two_processes(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    command += ["--num_processes", "2", "--main_process_port", "0", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +34,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("held", ["0:10", "0:14"], ids=["ten and four", "all and none"])
 def test_two_processes_with_unequal_rows_equal_one(
-    tmp_path: Path, alone: dict[str, Any], held: str
+    tmp_path: Path, alone: dict[str, Any], held: str, warmed: Warm
 ) -> None:
-    done = two_processes(str(SCRIPT), str(tmp_path / "out.pt"), "3", held)
+    done = on_two_processes(warmed, SCRIPT, str(tmp_path / "out.pt"), "3", held)
     assert done.returncode == 0, done.stderr[-2000:]
     both = torch.load(tmp_path / "out.pt")
     torch.testing.assert_close(both["state"], alone["state"], rtol=1e-5, atol=1e-6)
@@ -309,8 +301,8 @@ def test_a_seed_that_keys_the_streams_counts_and_replaces_the_one_before() -> No
 
 
 @pytest.mark.distributed
-def test_processes_that_disagree_on_the_config_all_end() -> None:
-    done = two_processes(str(SCRIPT.with_name("disagree.py")))
+def test_processes_that_disagree_on_the_config_all_end(warmed: Warm) -> None:
+    done = on_two_processes(warmed, SCRIPT.with_name("disagree.py"))
     said = "process 1 was given another config than process 0: start all with the same command"
     for rank in (0, 1):
         assert f"process {rank}: {said}" in done.stdout

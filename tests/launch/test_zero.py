@@ -1,10 +1,10 @@
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from two_processes import on_two_processes
+from warm import Warm
 
 from launch.errors import UsageError
 from launch.zero import check_settings
@@ -14,13 +14,8 @@ SCRIPT = Path(__file__).with_name("zero_contract.py")
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
-def test_two_processes_with_deepspeed_equal_plain_torch(strategy: str) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    command += ["--num_processes", "2", "--main_process_port", "0", str(SCRIPT), strategy]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+def test_two_processes_with_deepspeed_equal_plain_torch(strategy: str, warmed: Warm) -> None:
+    done = on_two_processes(warmed, SCRIPT, strategy)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert len(lines) == SCRIPT.read_text().count("@check\n")  # and nothing that DeepSpeed prints

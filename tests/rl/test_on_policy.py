@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +15,8 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from two_processes import on_two_processes
+from warm import Warm
 
 from launch.errors import UsageError
 from launch.metrics import Metric
@@ -225,17 +224,8 @@ def test_run_killed_and_resumed_equals_one_never_stopped(
 
 
 @pytest.mark.distributed
-def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    command += ["--num_processes", "2", "--main_process_port", "0", str(SCRIPT)]
-    done = subprocess.run(
-        [*command, str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def test_two_processes_give_the_figures_of_one(tmp_path: Path, warmed: Warm) -> None:
+    done = on_two_processes(warmed, SCRIPT, str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-3000:]
     contract.train_all(tmp_path / "one")
     for name in contract.JOBS:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from two_processes import on_two_processes
+from warm import Warm
 
 from launch.runtime import Runtime
 
@@ -26,18 +26,9 @@ def records(stage: Path) -> list[dict[str, float]]:
     ]
 
 
-def train_on_two_and_on_one(script: str, output: Path) -> ModuleType:
+def train_on_two_and_on_one(warmed: Warm, script: str, output: Path) -> ModuleType:
     """Run a script's ``train_all`` on two processes and in this one; return it as a module."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    command += ["--num_processes", "2", "--main_process_port", "0", str(FOLDER / script)]
-    done = subprocess.run(
-        [*command, str(output / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = on_two_processes(warmed, FOLDER / script, str(output / "two"))
     assert done.returncode == 0, done.stderr[-3000:]
     name = script.removesuffix(".py")
     spec = importlib.util.spec_from_file_location(name, FOLDER / script)
@@ -51,8 +42,8 @@ def train_on_two_and_on_one(script: str, output: Path) -> ModuleType:
 
 
 @pytest.mark.distributed
-def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
-    module = train_on_two_and_on_one("whole_batch.py", tmp_path)
+def test_two_processes_give_the_figures_of_one(tmp_path: Path, warmed: Warm) -> None:
+    module = train_on_two_and_on_one(warmed, "whole_batch.py", tmp_path)
     for name in module.JOBS:
         one, two = (records(tmp_path / x / "stages" / name) for x in ("one", "two"))
         assert len(one) == len(two) == 3, name
@@ -73,8 +64,8 @@ def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_pairs_on_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
-    module = train_on_two_and_on_one("preference_pairs.py", tmp_path)
+def test_pairs_on_two_processes_give_the_figures_of_one(tmp_path: Path, warmed: Warm) -> None:
+    module = train_on_two_and_on_one(warmed, "preference_pairs.py", tmp_path)
     for name in module.JOBS:
         one, two = (records(tmp_path / x / "stages" / name) for x in ("one", "two"))
         assert len(one) == len(two) == 4, name
@@ -92,8 +83,8 @@ def test_pairs_on_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.distributed
-def test_students_on_two_processes_have_the_figures_of_one(tmp_path: Path) -> None:
-    module = train_on_two_and_on_one("distill_students.py", tmp_path)
+def test_students_on_two_processes_have_the_figures_of_one(tmp_path: Path, warmed: Warm) -> None:
+    module = train_on_two_and_on_one(warmed, "distill_students.py", tmp_path)
     for name in module.JOBS:
         one, two = (records(tmp_path / x / "stages" / name) for x in ("one", "two"))
         assert len(one) == len(two) == 3, name
@@ -103,8 +94,8 @@ def test_students_on_two_processes_have_the_figures_of_one(tmp_path: Path) -> No
 
 
 @pytest.mark.distributed
-def test_critics_on_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
-    module = train_on_two_and_on_one("token_critics.py", tmp_path)
+def test_critics_on_two_processes_give_the_figures_of_one(tmp_path: Path, warmed: Warm) -> None:
+    module = train_on_two_and_on_one(warmed, "token_critics.py", tmp_path)
     for name in module.JOBS:
         one, two = (records(tmp_path / x / "stages" / name) for x in ("one", "two"))
         assert len(one) == len(two) == 4, name
