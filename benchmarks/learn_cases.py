@@ -128,6 +128,9 @@ def sequences(recipe: str) -> Case:
     )
 
 
+CHARACTER_MIXERS = ("softmax", "gau", "flash-gau", "linear", "retention", "delta")
+
+
 def characters(mixer: str) -> Case:
     """Return the case of a byte model; nothing is stated of it but that it learns."""
     return Case(
@@ -245,5 +248,5 @@ CASES = (
     agent("sac-pendulum", -160, ">= -160 in 20k env steps"),
     agent("td3-pendulum", -float("inf"), "beside sac-pendulum"),
     *(sequences(f"transformer-{task}") for task in ("sort", "copy", "reverse")),
-    *(characters(mixer) for mixer in ("softmax", "gau", "flash-gau", "linear")),
+    *(characters(mixer) for mixer in CHARACTER_MIXERS),
 )
