@@ -7,7 +7,9 @@ exit code 2; anything unexpected keeps its traceback.
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -39,6 +41,8 @@ _PLAN_OPTIONS = (
     Option("device", f"Its speed: {', '.join(DEVICES)} (default: h100)", "NAME"),
     Option("json", "Print one JSON object: bytes and seconds"),
 )
+# Else the interpreter, as it ends, looks for cycles in all that torch has made, for a second.
+atexit.register(gc.freeze)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
