@@ -11,7 +11,9 @@ shell, where the first word is ``-m`` or a script.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -22,6 +24,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +37,8 @@ LOADED = (
     "launch.cli",
     "launch.curves",
     "launch.running",
+    "matplotlib.backends.backend_svg",
+    "numba",
     "posttrain.recipes.tiny",
     "posttrain.rollout.compiled_attention",
     "posttrain.rollout.vectors",
@@ -106,6 +111,7 @@ def serve(path: str) -> tuple[Mapping[str, Any], Sequence[int]]:
     """
     for name in LOADED:
         importlib.import_module(name)
+    gc.freeze()  # the collector would have every fork copy all of this
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path + "-")
     listening.listen()
@@ -159,6 +165,26 @@ def become(what: Mapping[str, Any], streams: Sequence[int]) -> None:
         runpy.run_path(first, run_name="__main__")
 
 
+def end_after(what: Mapping[str, Any], streams: Sequence[int]) -> None:
+    """Do that, and end as Python does but for taking imports down, which would copy them: 2 s."""
+    code: object = 0
+    try:
+        become(what, streams)
+    except SystemExit as leaving:
+        code = 0 if leaving.code is None else leaving.code
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the reader is gone, or the stream is
+            stream.flush()
+    os._exit(code & 255 if isinstance(code, int) else 1)
+
+
 def call(path: str, words: Sequence[str]) -> int:
     """Have ``python WORD...`` run here, and hand signals on to it; return its exit code."""
     what = {"words": words, "cwd": os.getcwd(), "environment": dict(os.environ)}
@@ -177,8 +203,7 @@ def call(path: str, words: Sequence[str]) -> int:
 def main() -> None:
     path, *words = sys.argv[1:]
     if not words:
-        become(*serve(path))
-        return
+        end_after(*serve(path))
     code = call(path, words)
     if code < 0:  # end as it did
         signal.signal(-code, signal.SIG_DFL)
