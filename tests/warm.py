@@ -60,6 +60,7 @@ done
 exec {warm} -m launch "$@"
 """
 PYTHON = """#!/bin/sh
+case $1 in -c) exec {python} "$@" ;; esac
 exec {warm} "$@"
 """
 
