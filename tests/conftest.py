@@ -1,4 +1,4 @@
-"""What holds for every test: examples that do not depend on the clock or on the day."""
+"""What holds for every test: neither the clock, the day nor the network decides what it finds."""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from warm import Warm, warm
+
+# Read when huggingface_hub is imported, here and in processes that tests start: a name that is no
+# folder is not looked for on the network, whose answer, or silence, may take a minute.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # No deadline: a busy machine is no bug. Derandomized: a test that passed passes again.
 settings.register_profile("monro", deadline=None, derandomize=True, database=None)
