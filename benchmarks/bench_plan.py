@@ -1,6 +1,7 @@
 """``monro plan`` against what a training loop really holds: peaks of live tensor bytes.
 
-Two steps of the trainers themselves on random models of 200 MB and more, on the CPU; bytes are
+Two steps of the trainers themselves on random models of 200 MB and more, on the CPU; the first, of
+supervised training short, makes the optimizer's moments, which live during the second. Bytes are
 counted by the allocator (``launch.live_bytes``), the weights added. The plan is that of a job with
 the same settings, made of the model's config.json alone. Target: each within 15%.
 """
@@ -8,6 +9,7 @@ the same settings, made of the model's config.json alone. Target: each within 15
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -103,10 +105,11 @@ def made(folder: Path, *, words: int = 300, tied: bool = True, **sizes: int) -> 
     return replace(small, model=type(small.model)(config), tokenizer=tokenizer)
 
 
-def random_documents(count: int, length: int, wanted: int | None = None) -> list[Document]:
+def random_documents(count: int, length: int) -> list[Document]:
+    """Return a step of short documents, then a step of long ones."""
     g = torch.Generator().manual_seed(length)
-    mask = [i >= length - (length if wanted is None else wanted) for i in range(length)]
-    return [Document(torch.randint(4, 300, (length,), generator=g), mask) for _ in range(count)]
+    sizes = [8] * count + [length] * count
+    return [Document(torch.randint(4, 300, (n,), generator=g), [True] * n) for n in sizes]
 
 
 def random_pairs(count: int, prompt: int, length: int) -> list[Pair]:
@@ -131,6 +134,7 @@ def cases(folder: Path) -> dict[str, tuple[dict[str, Any], Any]]:
         steps=2,
         documents_per_step=2,
         row_length=1024,
+        shuffle=False,
         micro_batch=2,
         runtime=runtime,
     )
@@ -185,6 +189,7 @@ def train(job: SFTJob | PreferenceJob | GRPOJob, lm: LanguageModel) -> int:
     if job.lora is not None:
         lm = with_adapters(lm, job.lora)
     weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+    gc.collect()  # what an earlier case leaves must not be given back while this one is counted
     with live_bytes() as seen, Runtime(job.runtime) as run:
         if isinstance(job, SFTJob):
             train_sft(job, lm.model, job.data.found, run)
