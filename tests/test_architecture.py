@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -355,7 +355,9 @@ KEEPS = [
 ]
 
 
-def read_modules() -> list[Module]:
+@cache
+def read_modules() -> Sequence[Module]:
+    """Return every module; kept, so that each is parsed once for all rules."""
     modules = []
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
