@@ -1,7 +1,7 @@
 """Where the kernels run: in Triton's interpreter if that was asked for, or on a CUDA device.
 
 Every test that asks for ``device`` is a law between a kernel and its twin. ``test_interpreted.py``
-runs these files once more, in processes of their own, because Triton decides while it is imported
+runs these files once more, in a process of their own, because Triton decides while it is imported
 whether it interprets.
 """
 
