@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -11,7 +12,7 @@ from launch.optimizers import AdamW
 from launch.runtime import Runtime
 from posttrain.critics import SecondModel, TwoModels
 from posttrain.data.tasks import BackwardLetters
-from posttrain.models import load_model
+from posttrain.models import load_model, save_model
 from posttrain.objectives import (
     CISPO,
     DPO,
@@ -34,7 +35,7 @@ from posttrain.recipes.jobs import GRPOJob, PreferenceJob, SFTJob, WarmUp
 from posttrain.recipes.manners import Manners
 from posttrain.recipes.r1_mini import R1Mini
 from posttrain.recipes.reward_jobs import ProcessRewardJob, RewardModelJob
-from posttrain.recipes.sources import FromScratch, RawLines, WorkedSums
+from posttrain.recipes.sources import FromScratch, Pretrained, RawLines, WorkedSums
 from posttrain.recipes.step_sources import RolledOutSums
 from posttrain.recipes.toy import objective_toy
 from posttrain.reward_models import load_reward_model
@@ -89,14 +90,36 @@ def small(job: R1Mini) -> R1Mini:
     )
 
 
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
+    """Return grpo-mini's model after its warm-up, with which three of the recipes begin."""
+    place, job = tmp_path_factory.mktemp("taught"), tiny.grpo_mini()
+    assert job.warm_up is not None
+    lm = job.model.load(job.warm_up.data.texts(2_000), job.seed)
+    with Runtime(job.runtime, output=place / "run", seed=job.seed) as runtime:
+        job.warm_up.run(lm, runtime, job.seed)
+    save_model(lm.model, lm.tokenizer, place / "model")
+    return Pretrained(path=str(place / "model"))
+
+
+Taught = TypeVar("Taught", GRPOJob, ActorCriticJob, IterativeGRPO)
+
+
+def begun(job: Taught, taught: Pretrained) -> Taught:
+    """Return the same job, of which model and warm-up are grpo-mini's, after that warm-up."""
+    of = tiny.grpo_mini()
+    assert (job.model, job.warm_up) == (of.model, of.warm_up)
+    return replace(job, model=taught, warm_up=None)
+
+
 def test_sft_mini_learns(tmp_path: Path) -> None:
     records = run(tiny.sft_mini(), tmp_path / "run")
     losses = [record["loss"] for record in records]
     assert sum(losses[-5:]) / 5 < 0.5 * losses[0]
 
 
-def test_grpo_mini_learns(tmp_path: Path) -> None:
-    job = tiny.grpo_mini()
+def test_grpo_mini_learns(taught: Pretrained, tmp_path: Path) -> None:
+    job = begun(tiny.grpo_mini(), taught)
     records = run(job, tmp_path / "run")
     rewards = [record["reward/accuracy"] for record in records]
     first, last = sum(rewards[:3]) / 3, sum(rewards[-3:]) / 3
@@ -105,8 +128,10 @@ def test_grpo_mini_learns(tmp_path: Path) -> None:
     assert last - first > 3 * deviation
 
 
-def test_ppo_llm_mini_learns_and_leaves_policy_and_critic(tmp_path: Path) -> None:
-    job = tiny.ppo_llm_mini()
+def test_ppo_llm_mini_learns_and_leaves_policy_and_critic(
+    taught: Pretrained, tmp_path: Path
+) -> None:
+    job = begun(tiny.ppo_llm_mini(), taught)
     records = run(job, tmp_path / "run")
     rewards = [record["reward/accuracy"] for record in records]
     rows = job.prompts_per_step * job.group_size
@@ -121,8 +146,10 @@ def test_ppo_llm_mini_learns_and_leaves_policy_and_critic(tmp_path: Path) -> Non
     assert pair.critic.head.weight.any()
 
 
-def test_iterative_grpo_mini_learns_from_its_reward_model_alone(tmp_path: Path) -> None:
-    job = tiny.iterative_grpo_mini()
+def test_iterative_grpo_mini_learns_from_its_reward_model_alone(
+    taught: Pretrained, tmp_path: Path
+) -> None:
+    job = begun(tiny.iterative_grpo_mini(), taught)
     marks = [record["heldout/accuracy"] for record in run(job, tmp_path / "run")]
     assert len(marks) == 1 + job.iterations
     deviations = [(x * (1 - x) / job.problems) ** 0.5 for x in marks]  # of two completions: less
