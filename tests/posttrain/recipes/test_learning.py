@@ -164,6 +164,10 @@ def test_iterative_grpo_mini_learns_from_its_reward_model_alone(
 def test_tool_mini_learns_to_call(tmp_path: Path) -> None:
     # Without the tool no reward is ever paid: see the recipe.
     job = tiny.tool_mini()
+    assert job.warm_up is not None
+    job = replace(
+        job, warm_up=replace(job.warm_up, training=replace(job.warm_up.training, steps=220))
+    )
     records = run(job, tmp_path / "run")
     calls, rewards = ([r[name] for r in records] for name in ("tools/calls", "reward/accuracy"))
     for figures in (calls, rewards):
