@@ -22,6 +22,7 @@ from launch.errors import UsageError
 from launch.recipe import Recipe
 from launch.running import RUN_OPTIONS, as_program, configured
 from launch.scalars import FlagText, convert_scalar
+from launch.torchrun import HANDED_ON
 
 __all__ = [
     "CLUSTER_OPTIONS",
@@ -117,7 +118,7 @@ def environment(grace: int) -> dict[str, str]:
     '110'
     """
     return {
-        "PET_SIGNALS_TO_HANDLE": ",".join(number.name for number in processes.HANDED_ON),
+        "PET_SIGNALS_TO_HANDLE": ",".join(number.name for number in HANDED_ON),
         "PET_SHUTDOWN_TIMEOUT": str(grace - 10),
     }
 

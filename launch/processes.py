@@ -9,27 +9,23 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
-import logging
 import os
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from launch.child import SET_DEATH_SIGNAL, run_child
 from launch.errors import UsageError
-from launch.faults import CRASH, LOGS, USAGE, explain, say, tell_once
-from launch.signals import STOP
+from launch.faults import CRASH, USAGE, explain, say, tell_once
+from launch.torchrun import handlers_kept, run_workers
 from launch.watcher import watching
 
 __all__ = [
-    "HANDED_ON",
     "check_devices",
     "check_machine",
     "check_shared_memory",
@@ -45,12 +41,7 @@ __all__ = [
 
 PARENT = "MONRO_PARENT"
 ERRORS = "MONRO_ERRORS"
-_CONFIG = Path(__file__).parent / "configs" / "processes.yaml"
 _SHARED = 64 << 20  # bytes of shared memory for each process with a GPU
-_GRACE = 30  # seconds that a worker has to finish its step and to save
-HANDED_ON = (*STOP, signal.SIGHUP, signal.SIGQUIT)
-"""The signals that torchrun hands on to the workers."""
-_FAULT_GRACE = 5  # seconds that it has when another has failed: there is nothing left to save
 
 
 def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
@@ -268,7 +259,7 @@ def start(
     """
     folder = Path(tempfile.mkdtemp(prefix="monro-"))
     try:
-        with _handlers_kept(), watching(folder, hang_seconds, advice) as watch:
+        with handlers_kept(), watching(folder, hang_seconds, advice) as watch:
             codes = _one(arguments) if alone else _several(arguments, count, folder)
         if watch.line and not isinstance(codes, int):
             say(watch.line)
@@ -281,60 +272,9 @@ def start(
 
 
 def _several(arguments: Sequence[str], count: int, folder: Path) -> int | dict[int, int]:
-    """Run workers under torchrun; return the exit code, or that of each rank that failed."""
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    options = [
-        *("--config_file", str(_CONFIG), "--multi_gpu", "--num_processes", str(count)),
-        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("--main_process_port", "0"),  # a free one
-    ]
-    if not sys.stderr.isatty():  # a terminal has a live bar, and shows the last lines anyhow
-        options += ["--tee", "2", "--role", ""]
-    launcher = launch_command_parser().parse_args([*options, "-m", "launch", *arguments])
-    launcher.log_dir = str(folder / LOGS)
-    launcher.shutdown_timeout = _GRACE
-    launcher.signals_to_handle = ",".join(number.name for number in HANDED_ON)
-    try:
-        with _environment(folder), _quiet_launcher(), _short_fault_grace() as failed:
-            launch_command(launcher)
-    except SignalException as error:
-        return 128 + int(error.sigval)
-    except ChildFailedError as error:
-        # Who was killed at the end of the grace had only waited for the one that failed.
-        return {
-            rank: failure.exitcode
-            for rank, failure in error.failures.items()
-            if rank in failed or failure.exitcode != -signal.SIGKILL
-        }
-    return 0
-
-
-@contextlib.contextmanager
-def _short_fault_grace() -> Iterator[set[int]]:
-    """Have torchrun end the peers of a rank that failed soon, and note who failed before that.
-
-    By itself it gives them 30 s, as to those that were told to stop; and one that waits in a
-    rendezvous for the dead does not hear its signal.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SubprocessContext
-
-    failed: set[int] = set()
-    close = SubprocessContext.close
-
-    def soon(self: Any, death_sig: Any = None, timeout: int = _GRACE) -> None:  # noqa: ANN401
-        if death_sig is None:  # nobody has asked for it
-            failed.update(self._failures)
-            timeout = _FAULT_GRACE
-        close(self, death_sig, timeout)
-
-    SubprocessContext.close = soon  # type: ignore[method-assign]
-    try:
-        yield failed
-    finally:
-        SubprocessContext.close = close  # type: ignore[method-assign]
+    """Run workers that leave their errors in ``folder``."""
+    with _environment(folder):
+        return run_workers(arguments, count, folder)
 
 
 def _one(arguments: Sequence[str]) -> int | dict[int, int]:
@@ -344,21 +284,6 @@ def _one(arguments: Sequence[str]) -> int | dict[int, int]:
     if code < 0 and heard:
         return 128 + heard
     return code if code == 0 or code == 2 or code > 128 else {0: code}
-
-
-@contextlib.contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """Give back the handlers of signals that torchrun replaces and leaves so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in HANDED_ON}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # None: not installed by Python
-                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -376,14 +301,3 @@ def _environment(folder: Path) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _quiet_launcher() -> Iterator[None]:
-    """Keep torchrun's log lines to itself: the parent says in one line what went wrong."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(level)
