@@ -60,7 +60,6 @@ done
 exec {warm} -m launch "$@"
 """
 PYTHON = """#!/bin/sh
-case $1 in -c) exec {python} "$@" ;; esac
 exec {warm} "$@"
 """
 
@@ -69,13 +68,10 @@ exec {warm} "$@"
 class Warm:
     """A server of warm processes."""
 
+    python: str
+    """A Python that starts warm, of which ``-m`` and scripts can be asked."""
     bin: Path
-    """A folder with a ``monro`` and a ``python`` that start warm, for a shell's PATH."""
-
-    @property
-    def python(self) -> str:
-        """A Python that starts warm, of which ``-m`` and scripts can be asked."""
-        return str(self.bin / "python")
+    """A folder with a ``monro`` that starts warm, for a shell's PATH."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -87,19 +83,19 @@ class Warm:
 def warm(environment: Mapping[str, str]) -> Iterator[Warm]:
     """Serve within the block; the server has this environment, each call one of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        path, programs = Path(folder, "socket"), Path(folder, "bin")
+        path, python, programs = (Path(folder, name) for name in ("socket", "python", "bin"))
         programs.mkdir()
         start = f"{sys.executable} -S {__file__} {path}"
-        for name, text in (("monro", MONRO), ("python", PYTHON)):
-            (programs / name).write_text(text.format(python=sys.executable, warm=start))
-            (programs / name).chmod(0o755)
+        for program, text in ((programs / "monro", MONRO), (python, PYTHON)):
+            program.write_text(text.format(python=sys.executable, warm=start))
+            program.chmod(0o755)
         server = subprocess.Popen([sys.executable, __file__, path], env=environment)
         try:
             while not path.exists():
                 if server.poll() is not None:
                     raise RuntimeError(f"the server ended with exit code {server.returncode}")
                 time.sleep(0.01)
-            yield Warm(programs)
+            yield Warm(str(python), programs)
         finally:
             server.kill()
             server.wait()
