@@ -154,6 +154,7 @@ def record_gif(
     *,
     seed: int = 0,
     fps: int = 30,
+    every: int = 1,
     max_frames: int = 500,
 ) -> None:
     """Write one episode of a policy as an animated GIF.
@@ -164,13 +165,17 @@ def record_gif(
         path: The file.
         seed: Of the episode.
         fps: Frames a second; GIF counts in hundredths of a second.
+        every: Steps from frame to frame; the end is shown whatever its step.
         max_frames: At most.
 
     Raises:
         UsageError: The environment does not render frames, or a package for it is missing.
+        ValueError: ``every`` is less than 1.
     """
+    if every < 1:
+        raise ValueError(f"every={every}: give at least 1 step from frame to frame")
     with _without_display():
-        frames = _frames(policy, env, seed, max_frames)
+        frames = _frames(policy, env, seed, every, max_frames)
     _write_gif(frames, Path(path), fps)
 
 
@@ -189,7 +194,7 @@ def _without_display() -> Iterator[None]:
 
 
 def _frames(
-    policy: Policy, env: EnvSource | gymnasium.Env[Any, Any], seed: int, most: int
+    policy: Policy, env: EnvSource | gymnasium.Env[Any, Any], seed: int, every: int, most: int
 ) -> list[Any]:
     """Return what ``record_gif`` writes."""
     if isinstance(env, gymnasium.Env):
@@ -202,7 +207,7 @@ def _frames(
                 f"{env_name(env)} has render_mode={made.render_mode!r}: frames need "
                 'render_mode="rgb_array", so make the environment with it'
             )
-        return _play(policy, made, key(seed, "evaluate"), most)
+        return _play(policy, made, key(seed, "evaluate"), every, most)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UsageError(missing_extra(f"rendering {env_name(env)}", error)) from error
     finally:
@@ -210,18 +215,20 @@ def _frames(
             made.close()
 
 
-def _play(policy: Policy, env: gymnasium.Env[Any, Any], seed: int, most: int) -> list[Any]:
+def _play(
+    policy: Policy, env: gymnasium.Env[Any, Any], seed: int, every: int, most: int
+) -> list[Any]:
     envs = ListedEnvs([env], seed=seed, quota=1)
     _check_spaces(policy, envs.observation_space, envs.action_space)
     act = _actor(policy)
-    observations = envs.reset()
+    observations, taken, ended = envs.reset(), 0, False
     frames = [env.render()]
-    while len(frames) < most:
+    while not ended and len(frames) < most:
         step = envs.step(act(observations, envs.action_masks()))
-        frames.append(env.render())
-        observations = step.observations
-        if step.terminated[0] or step.truncated[0]:
-            break
+        observations, taken = step.observations, taken + 1
+        ended = bool(step.terminated[0] or step.truncated[0])
+        if ended or taken % every == 0:
+            frames.append(env.render())
     return frames
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -204,6 +205,21 @@ def test_gif_shows_every_frame_of_an_episode(tmp_path: Path) -> None:
         assert picture.info["loop"] == 0
         picture.seek(1)
         assert picture.convert("RGB").getpixel((0, 0)) == (20, 20, 20)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 50])
+def test_gif_shows_some_frames_and_always_the_end(tmp_path: Path, every: int) -> None:
+    counts = {}
+    for step in (1, every):
+        path = tmp_path / f"{step}.gif"
+        record_gif(Sum(), lambda: Dice(render_mode="rgb_array"), path, seed=5, every=step)
+        with Image.open(path) as picture:
+            counts[step] = picture.n_frames
+    steps = counts[1] - 1
+    assert steps >= 3
+    assert counts[every] == 1 + math.ceil(steps / every)
+    with pytest.raises(ValueError, match="every=0: give at least 1"):
+        record_gif(Sum(), Dice, tmp_path / "a.gif", every=0)
 
 
 def test_gif_has_no_more_frames_than_wanted(tmp_path: Path) -> None:
