@@ -124,7 +124,7 @@ def test_a_model_of_two_hundred_megabytes_is_planned_within_fifteen_per_cent() -
 def test_plans_of_jobs_are_within_fifteen_per_cent_of_what_lives() -> None:
     """Trainers on models of 200 MB; `benchmarks/bench_plan.py` has more cases."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    cases = ["sft, 16 documents", "sft, activation", "49k, tied", "grpo, 2 x 4"]
+    cases = ["sft, activation", "49k, tied", "grpo, 2 x 4"]
     command = [sys.executable, "-m", "benchmarks.bench_plan", "--only", *cases]
     out = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     found = json.loads(out.stdout.decode().splitlines()[-1])

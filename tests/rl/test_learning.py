@@ -23,7 +23,7 @@ from rl.value_laws import CategoricalValues
 ACTOR = MLPConfig(hidden=(64, 64), activation="relu", initialisation=UniformFanIn())
 CRITIC = TwinQConfig(hidden=(64, 64))
 SOON: dict[str, Any] = {"batch_size": 64, "actor": ACTOR, "critic": CRITIC}
-PENDULUM: dict[str, Any] = {**SOON, "env_steps": 4_000, "eval_every": 1_000, "learning_starts": 500}
+PENDULUM: dict[str, Any] = {**SOON, "env_steps": 3_000, "eval_every": 1_000, "learning_starts": 500}
 PENDULUM |= {"discount": 0.95, "follow": 0.02, "optimizer": AdamW(learning_rate=2e-3, beta2=0.999)}
 
 Case = tuple[Callable[[Any, Runtime], Any], AgentConfig, float]
