@@ -37,26 +37,29 @@ def replaced_folder(folder: Path, *, kind: str, own: Sequence[str]) -> Iterator[
     Raises:
         UsageError: Something else stands there, or the disk refuses.
     """
-    folder = folder.absolute()  # "." has no name
-    temporary, old = _beside(folder, f"{os.getpid()}.tmp"), _beside(folder, "old")
     try:
+        folder = folder.resolve()  # of a link the target is replaced, wherever it is
+        temporary, old = _beside(folder, f"{os.getpid()}.tmp"), _beside(folder, "old")
         _recover(folder)
         _check_replaceable(folder, kind, own[0])
         for left in (temporary, old):
             shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
+    except OSError as error:
+        raise _refused(folder, kind, error) from error
+    try:
         yield temporary
         _settle(temporary)
         if folder.is_dir():
             _copy_others(folder, temporary, own)
             folder.rename(old)
         temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
         synchronize(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        _recover(folder)
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UsageError(f"the {kind} folder {folder} cannot be written: {reason}") from error
+        if old.is_dir():
+            _recover(folder)
+        raise _refused(folder, kind, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -79,12 +82,23 @@ def _recover(folder: Path) -> None:
         found.rename(folder)
 
 
+def _refused(folder: Path, kind: str, error: Exception) -> UsageError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return UsageError(f"the {kind} folder {folder} cannot be written: {reason}")
+
+
 def _check_replaceable(folder: Path, kind: str, mark: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: a {kind} is saved as a folder, give another name")
     if folder.is_dir() and any(folder.iterdir()) and not any(folder.glob(mark)):
         raise UsageError(
             f"{folder} holds something else than a {kind} (it has no {mark}): give a new folder"
+        )
+    here = Path.cwd()
+    if folder in (here, *here.parents):
+        raise UsageError(
+            f"{folder} is the folder that this program works in, which cannot be replaced: give "
+            "the name of one in it"
         )
 
 
@@ -99,9 +113,16 @@ def _settle(folder: Path) -> None:
 
 
 def _copy_others(folder: Path, target: Path, own: Sequence[str]) -> None:
-    """Copy what stands beside a folder's own files, such as a video."""
+    """Copy what stands beside a folder's own files, such as a video; links stay links."""
     for path in folder.iterdir():
-        if path.is_dir():
-            shutil.copytree(path, target / path.name)
-        elif not any(fnmatchcase(path.name, pattern) for pattern in own):
-            shutil.copy2(path, target / path.name)
+        copy = target / path.name
+        if os.path.lexists(copy) or any(fnmatchcase(path.name, pattern) for pattern in own):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, copy, symlinks=True)
+        else:
+            shutil.copy2(path, copy, follow_symlinks=False)
+        for made in (copy, *(copy.rglob("*") if copy.is_dir() else ())):
+            if not made.is_symlink():
+                synchronize(made)
+    synchronize(target)

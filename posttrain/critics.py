@@ -15,6 +15,7 @@ from launch.backends import Routed
 from launch.errors import UsageError
 from launch.folder import atomic_write
 from launch.optimizers import AdamW, Joined, OptimizerConfig
+from launch.replacing import folder_to_read
 from posttrain.decoder import Untyped
 from posttrain.log_probs import token_log_probs_and_entropy
 from posttrain.models import LanguageModel, check_model_folder, load_model, save_model
@@ -196,7 +197,7 @@ class SecondModel:
 
     def check(self) -> None:
         """Look at the folder's files; weights are not read."""
-        if self.path is not None and Path(self.path).exists():
+        if self.path is not None and folder_to_read(Path(self.path)).exists():
             check_model_folder(self.path)
 
     def build(self, lm: LanguageModel) -> ActorCritic:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import UsageError
+from launch.replacing import folder_to_read
 from posttrain.decoder import HeadKind
 from posttrain.model_weights import find_misfit
 
@@ -49,7 +50,7 @@ def check_model_folder(path: Path | str, kind: HeadKind = "ForCausalLM") -> None
             model of this kind, it promises other tensors than there are, or a file is damaged. One
             line that names the folder or file.
     """
-    folder = Path(path)
+    folder = folder_to_read(Path(path))
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: give a Hugging Face model folder or a hub id")
     if not (folder / "config.json").is_file():

@@ -49,6 +49,10 @@ _MODEL_FILES = (
     "vocab.*",
     "merges.txt",
     "chat_template.*",
+    "additional_chat_templates",
+    "*.model",
+    "dict.txt",
+    "byte_maps.json",
 )
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from launch.conversion import load_object
 from launch.errors import UsageError
+from launch.replacing import folder_to_read
 from launch.spelling import nearest
 from posttrain.data.step_labels import step_ends
 from posttrain.model_files import check_model_folder
@@ -95,7 +96,7 @@ class ProcessReward:
 
     def check(self) -> None:
         """Raise UsageError if the folder holds no process reward model; weights are not read."""
-        if not self.path or not Path(self.path).is_dir():
+        if not self.path or not folder_to_read(Path(self.path)).is_dir():
             raise UsageError(f"there is no folder {self.path or '(no path is given)'}: {_MAKE}")
         check_model_folder(self.path, "ForTokenClassification")
 

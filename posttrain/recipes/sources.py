@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from launch.errors import UsageError
+from launch.replacing import folder_to_read
 from posttrain.data.chat import encode_chats
 from posttrain.data.conversations import load_conversations
 from posttrain.data.packing import Document
@@ -65,7 +66,7 @@ class Pretrained:
         """Look at the folder's files; weights are not read."""
         if not self.path:
             raise UsageError("no model is given: add --model FOLDER (or a hub id)")
-        if Path(self.path).exists():
+        if folder_to_read(Path(self.path)).exists():
             check_model_folder(Path(self.path))
 
     def load(self, texts: Sequence[str], seed: int) -> LanguageModel:

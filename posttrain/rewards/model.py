@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from launch.errors import UsageError
+from launch.replacing import folder_to_read
 from posttrain.decoder import HeadKind
 from posttrain.model_files import MODEL_KINDS, check_model_folder
 from posttrain.rewards.base import Sample
@@ -95,7 +96,7 @@ def check_scorer_folder(path: str, kind: HeadKind, make: str) -> None:
         kind: Of the model.
         make: A command that leaves such a folder.
     """
-    if path and Path(path).exists():
+    if path and folder_to_read(Path(path)).exists():
         check_model_folder(path, kind)
     elif not path or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UsageError(

@@ -87,7 +87,57 @@ def test_older_one_is_found_where_a_process_died_between_the_renames(tmp_path: P
     assert contents(tmp_path) == {"model/config.yaml": "new", "model/mine": "mine"}
 
 
-def test_this_folder_may_be_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    save(Path(), "new")
-    assert contents(tmp_path) == {"config.yaml": "new"}
+def test_older_one_is_put_back_where_the_second_rename_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "model", "old")
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(UsageError, match=r"model cannot be written: Input/output error"):
+        save(tmp_path / "model", "new")
+    assert contents(tmp_path) == {"model/config.yaml": "old"}
+
+
+def test_what_both_have_is_the_new_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    for content in ("old", "new"):
+        with replaced_folder(folder, kind="model", own=OWN) as new:
+            (new / "config.yaml").write_text(content)
+            (new / "words.txt").write_text(content)
+            (new / "templates").mkdir()
+            (new / "templates" / "a").write_text(content)
+    assert set(contents(folder).values()) == {"new"}
+
+
+def test_links_stay_links_and_a_link_to_the_folder_is_followed(tmp_path: Path) -> None:
+    folder, link = tmp_path / "big" / "model", tmp_path / "link"
+    save(folder, "old")
+    link.symlink_to(folder)
+    (folder / "gone").symlink_to("nowhere")
+    (folder / "round").symlink_to(".")
+    for content in ("new", "newer"):
+        save(link, content)
+        assert contents(folder) == {"config.yaml": content}
+        assert link.readlink() == folder
+        assert (folder / "gone").readlink() == Path("nowhere")
+        assert (folder / "round").readlink() == Path()
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_the_folder_one_works_in_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "a").mkdir()
+    for folder in (tmp_path, tmp_path / "a"):
+        (folder / "config.yaml").write_text("old")
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(UsageError, match="is the folder that this program works in"):
+        save(Path(name), "new")
+    assert contents(tmp_path) == {"config.yaml": "old", "a/config.yaml": "old"}
