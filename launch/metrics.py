@@ -152,7 +152,7 @@ def _finite(value: object) -> object:
 def kept_lines(path: Path, keep: Callable[[int], bool]) -> str:
     """Return the text of ``path`` without damaged lines and records whose step is not kept."""
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = json.loads(line)
         except ValueError:  # half a line, from a process that was killed while it wrote
