@@ -57,8 +57,7 @@ def show_policy(cfg: AgentConfig, policy: Policy, run: Runtime) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "policy.gif"
         try:
-            # Most environments are drawn 50 times a second: half of the frames show them as well.
-            record_gif(policy, cfg.env, path, seed=run.seed, fps=25, every=2)
+            record_gif(policy, cfg.env, path, seed=run.seed, fps=None)
         except Exception as error:  # drawing is others' code, and no picture is worth the training
             run.note("The best policy at work", f"No animation: {error}")
             return

@@ -153,8 +153,7 @@ def record_gif(
     path: Path | str,
     *,
     seed: int = 0,
-    fps: int = 30,
-    every: int = 1,
+    fps: int | None = 30,
     max_frames: int = 500,
 ) -> None:
     """Write one episode of a policy as an animated GIF.
@@ -164,19 +163,17 @@ def record_gif(
         env: See ``evaluate``; a function or an environment needs ``render_mode="rgb_array"``.
         path: The file.
         seed: Of the episode.
-        fps: Frames a second; GIF counts in hundredths of a second.
-        every: Steps from frame to frame; the end is shown whatever its step.
+        fps: Frames a second, one for each step; GIF counts in hundredths of a second. None is the
+            environment's own pace (``metadata["render_fps"]``), and of one that is faster than 40
+            every second step alone is shown, and the end.
         max_frames: At most.
 
     Raises:
         UsageError: The environment does not render frames, or a package for it is missing.
-        ValueError: ``every`` is less than 1.
     """
-    if every < 1:
-        raise ValueError(f"every={every}: give at least 1 step from frame to frame")
     with _without_display():
-        frames = _frames(policy, env, seed, every, max_frames)
-    _write_gif(frames, Path(path), fps)
+        frames, pace = _frames(policy, env, seed, fps, max_frames)
+    _write_gif(frames, Path(path), pace)
 
 
 @contextmanager
@@ -194,8 +191,12 @@ def _without_display() -> Iterator[None]:
 
 
 def _frames(
-    policy: Policy, env: EnvSource | gymnasium.Env[Any, Any], seed: int, every: int, most: int
-) -> list[Any]:
+    policy: Policy,
+    env: EnvSource | gymnasium.Env[Any, Any],
+    seed: int,
+    fps: int | None,
+    most: int,
+) -> tuple[list[Any], float]:
     """Return what ``record_gif`` writes."""
     if isinstance(env, gymnasium.Env):
         made = env
@@ -207,7 +208,10 @@ def _frames(
                 f"{env_name(env)} has render_mode={made.render_mode!r}: frames need "
                 'render_mode="rgb_array", so make the environment with it'
             )
-        return _play(policy, made, key(seed, "evaluate"), every, most)
+        own = float(made.metadata.get("render_fps") or 30)
+        every = 2 if fps is None and own > 40 else 1
+        frames = _play(policy, made, key(seed, "evaluate"), every, most)
+        return frames, own / every if fps is None else fps
     except gymnasium.error.DependencyNotInstalled as error:
         raise UsageError(missing_extra(f"rendering {env_name(env)}", error)) from error
     finally:
@@ -232,7 +236,7 @@ def _play(
     return frames
 
 
-def _write_gif(frames: list[Any], path: Path, fps: int) -> None:
+def _write_gif(frames: list[Any], path: Path, fps: float) -> None:
     from PIL import Image
 
     # An octree of 128 colours takes a fifth of the time of the best 256, and hardly shows.

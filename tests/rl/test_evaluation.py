@@ -207,19 +207,23 @@ def test_gif_shows_every_frame_of_an_episode(tmp_path: Path) -> None:
         assert picture.convert("RGB").getpixel((0, 0)) == (20, 20, 20)
 
 
-@pytest.mark.parametrize("every", [1, 2, 3, 50])
-def test_gif_shows_some_frames_and_always_the_end(tmp_path: Path, every: int) -> None:
-    counts = {}
-    for step in (1, every):
-        path = tmp_path / f"{step}.gif"
-        record_gif(Sum(), lambda: Dice(render_mode="rgb_array"), path, seed=5, every=step)
+@pytest.mark.parametrize(("own", "every", "milliseconds"), [(4, 1, 250), (30, 1, 30), (50, 2, 40)])
+def test_gif_at_the_environments_own_pace(
+    tmp_path: Path, own: int, every: int, milliseconds: int
+) -> None:
+    class Paced(Dice):
+        metadata = Dice.metadata | {"render_fps": own}
+
+    counts = []
+    for fps in (20, None):
+        path = tmp_path / f"{fps}.gif"
+        record_gif(Sum(), lambda: Paced(render_mode="rgb_array"), path, seed=5, fps=fps)
         with Image.open(path) as picture:
-            counts[step] = picture.n_frames
-    steps = counts[1] - 1
-    assert steps >= 3
-    assert counts[every] == 1 + math.ceil(steps / every)
-    with pytest.raises(ValueError, match="every=0: give at least 1"):
-        record_gif(Sum(), Dice, tmp_path / "a.gif", every=0)
+            counts.append(picture.n_frames)
+            picture.seek(1)
+            assert fps == 20 or picture.info["duration"] == milliseconds
+    assert counts[0] > 3
+    assert counts[1] == 1 + math.ceil((counts[0] - 1) / every)
 
 
 def test_gif_has_no_more_frames_than_wanted(tmp_path: Path) -> None:
