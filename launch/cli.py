@@ -41,13 +41,14 @@ _PLAN_OPTIONS = (
     Option("device", f"Its speed: {', '.join(DEVICES)} (default: h100)", "NAME"),
     Option("json", "Print one JSON object: bytes and seconds"),
 )
-# Else the interpreter, as it ends, looks for cycles in all that torch has made, for a second.
-atexit.register(gc.freeze)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``monro`` with these arguments (by default the process's own); return the exit code."""
+    # Else the interpreter, as it ends, looks for cycles in all that torch has made, for a second.
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # the user's own modules, after everything that is installed
     try:
