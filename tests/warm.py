@@ -57,10 +57,12 @@ MONRO = """#!/bin/sh
 for word in "$@"; do
     case $word in --supervise) exec {python} -m launch "$@" ;; esac
 done
-exec {warm} -m launch "$@"
+exec {python} -S {script} {even} -m launch "$@"
 """
 PYTHON = """#!/bin/sh
-exec {warm} "$@"
+# Ranks next to each other differ in what a start decides at random, such as the hashes of words.
+case $RANK in *[13579]) exec {python} -S {script} {odd} "$@" ;; esac
+exec {python} -S {script} {even} "$@"
 """
 
 
@@ -81,24 +83,29 @@ class Warm:
 
 @contextlib.contextmanager
 def warm(environment: Mapping[str, str]) -> Iterator[Warm]:
-    """Serve within the block; the server has this environment, each call one of its own."""
+    """Serve within the block; servers have this environment, each call one of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        path, python, programs = (Path(folder, name) for name in ("socket", "python", "bin"))
+        even, odd, python, programs = (Path(folder, x) for x in ("even", "odd", "python", "bin"))
         programs.mkdir()
-        start = f"{sys.executable} -S {__file__} {path}"
+        named = {"python": sys.executable, "script": __file__, "even": even, "odd": odd}
         for program, text in ((programs / "monro", MONRO), (python, PYTHON)):
-            program.write_text(text.format(python=sys.executable, warm=start))
+            program.write_text(text.format(**named))
             program.chmod(0o755)
-        server = subprocess.Popen([sys.executable, __file__, path], env=environment)
+        servers = [
+            subprocess.Popen([sys.executable, __file__, path], env=environment)
+            for path in (even, odd)
+        ]
         try:
-            while not path.exists():
-                if server.poll() is not None:
-                    raise RuntimeError(f"the server ended with exit code {server.returncode}")
+            while not (even.exists() and odd.exists()):
+                for server in servers:
+                    if server.poll() is not None:
+                        raise RuntimeError(f"a server ended with exit code {server.returncode}")
                 time.sleep(0.01)
             yield Warm(str(python), programs)
         finally:
-            server.kill()
-            server.wait()
+            for server in servers:
+                server.kill()
+                server.wait()
 
 
 def serve(path: str) -> tuple[Mapping[str, Any], Sequence[int]]:
@@ -126,7 +133,11 @@ def serve(path: str) -> tuple[Mapping[str, Any], Sequence[int]]:
             connection, _ = listening.accept()
             size, streams, _, _ = socket.recv_fds(connection, 4, 3)
             with connection.makefile("rb") as rest:
-                what = json.loads(rest.read(int.from_bytes(size, "big")))
+                message = rest.read(int.from_bytes(size, "big"))
+            if not message.endswith(b"}"):  # it was killed while it called
+                connection.close()
+                continue
+            what = json.loads(message)
             if (pid := os.fork()) == 0:
                 for held in (waiting, listening, connection, *callers.values()):
                     held.close()
@@ -152,6 +163,7 @@ def become(what: Mapping[str, Any], streams: Sequence[int]) -> None:
     os.chdir(what["cwd"])
     os.environ.clear()
     os.environ.update(what["environment"])
+    sys.modules["numpy"].random.seed()  # as at any start; Python's own does so by itself
     os.environ.pop("MONRO_PARENT", None)  # it would not know this one, and the server stands in
     first, *rest = (word for word in what["words"] if word != "-u")
     if first == "-m":

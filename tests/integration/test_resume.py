@@ -51,9 +51,9 @@ class Runs:
             start_new_session=True,
         )
 
-    def finish(self, recipe: str, output: Path, *more: str) -> None:
+    def finish(self, recipe: str, output: Path, *more: str, cold: bool = False) -> None:
         """Run to the end."""
-        process = self.start(recipe, output, *more)
+        process = self.start(recipe, output, *more, cold=cold)
         out, err = process.communicate(timeout=240)
         assert process.returncode == 0, out[-2000:] + err[-3000:]
 
@@ -96,7 +96,7 @@ def whole(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, runs: Runs
 ) -> tuple[str, Path]:
     output = tmp_path_factory.mktemp("whole") / "run"
-    runs.finish(request.param, output)
+    runs.finish(request.param, output, cold=True)
     return request.param, output
 
 
@@ -167,7 +167,7 @@ def test_agent_killed_at_moments_drawn_at_random_equals_one_never_stopped(
 ) -> None:
     draws = random.Random(recipe)
     began = time.monotonic()
-    runs.finish(recipe, tmp_path / "whole")
+    runs.finish(recipe, tmp_path / "whole", cold=True)
     took = time.monotonic() - began
     for _ in range(2):  # also before there is a folder, or while the report is made
         process = runs.start(recipe, tmp_path / "cut", "--resume")
@@ -200,7 +200,7 @@ def test_agent_on_two_processes_killed_and_resumed_equals_one_never_stopped(
     tmp_path: Path, runs: Runs
 ) -> None:
     two = ("--processes", "2", "--envs", "2")
-    runs.finish("dqn-cartpole", tmp_path / "whole", *two)
+    runs.finish("dqn-cartpole", tmp_path / "whole", *two, cold=True)
     process = runs.start("dqn-cartpole", tmp_path / "cut", *two, cold=True)
     wait_for_steps(tmp_path / "cut", 4, process)
     process.kill()

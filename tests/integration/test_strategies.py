@@ -24,8 +24,14 @@ def run(warmed: Warm, strategy: str, output: Path, *names: str) -> Path:
     """Run all workloads in one launch; every strategy is launched in the same way."""
     words = (strategy, str(output), *names)
     if strategy == "single":
-        alone = [warmed.python, str(SCRIPT), *words]
-        done = subprocess.run(alone, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(
+            [warmed.python, str(SCRIPT), *words],
+            env=warmed.environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
     else:
         done = on_two_processes(warmed, SCRIPT, *words, cpu=False)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]

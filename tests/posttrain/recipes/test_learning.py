@@ -92,7 +92,7 @@ def small(job: R1Mini) -> R1Mini:
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
-    """Return grpo-mini's model after its warm-up, with which three of the recipes begin."""
+    """Return grpo-mini's model after its warm-up, with which two other recipes begin."""
     place, job = tmp_path_factory.mktemp("taught"), tiny.grpo_mini()
     assert job.warm_up is not None
     lm = job.model.load(job.warm_up.data.texts(2_000), job.seed)
@@ -102,7 +102,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
     return Pretrained(path=str(place / "model"))
 
 
-Taught = TypeVar("Taught", GRPOJob, ActorCriticJob, IterativeGRPO)
+Taught = TypeVar("Taught", ActorCriticJob, IterativeGRPO)
 
 
 def begun(job: Taught, taught: Pretrained) -> Taught:
@@ -118,8 +118,8 @@ def test_sft_mini_learns(tmp_path: Path) -> None:
     assert sum(losses[-5:]) / 5 < 0.5 * losses[0]
 
 
-def test_grpo_mini_learns(taught: Pretrained, tmp_path: Path) -> None:
-    job = begun(tiny.grpo_mini(), taught)
+def test_grpo_mini_learns(tmp_path: Path) -> None:
+    job = tiny.grpo_mini()
     records = run(job, tmp_path / "run")
     rewards = [record["reward/accuracy"] for record in records]
     first, last = sum(rewards[:3]) / 3, sum(rewards[-3:]) / 3
