@@ -55,8 +55,9 @@ def save_model(model: nn.Module, folder: Path | str) -> None:
         UsageError: The config cannot be written as YAML, something else than a model stands there,
             or the disk refuses. What stood there is intact.
     """
+    text = _description(model)
     with replaced_folder(Path(folder), kind="model", own=(WEIGHTS, CONFIG)) as new:
-        (new / CONFIG).write_text(_description(model), encoding="utf-8")
+        (new / CONFIG).write_text(text, encoding="utf-8")
         save_file(_weights(model), new / WEIGHTS, metadata={"format": "pt"})
 
 
