@@ -17,11 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from generative.attention.checks import (
-    accumulated,
-    checked,
-    checked_scale,
-)
+from generative.attention.checks import accumulated, checked, checked_scale
 
 __all__ = ["flash_attention"]
 

@@ -13,10 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from generative.attention import gau
-from generative.attention.checks import (
-    checked,
-    checked_scale,
-)
+from generative.attention.checks import checked, checked_scale
 from generative.attention.kernels.dispatch import on_kernels
 
 if TYPE_CHECKING:
