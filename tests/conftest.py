@@ -20,7 +20,7 @@ settings.load_profile("monro")
 @pytest.fixture(scope="session")
 def warmed() -> Iterator[Warm]:
     """Serve Pythons that start with all imports done."""
-    own = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    own = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with warm(os.environ | own) as served:
         yield served
 

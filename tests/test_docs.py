@@ -100,7 +100,7 @@ def test_blocks_of_a_page_run(page: Path, tmp_path: Path, warmed: Warm) -> None:
     done = subprocess.run(
         [warmed.python, __file__, str(page)],
         cwd=tmp_path,
-        env=warmed.environment | {"HF_HUB_OFFLINE": "1", "PATH": os.pathsep.join(found)},
+        env=warmed.environment | {"PATH": os.pathsep.join(found)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -147,7 +147,7 @@ def test_two_processes_killed_and_resumed_equal_two_never_stopped(
         two += ("--prompts_per_step", "3")  # one process gets one prompt, the other two
     if recipe == DPO:  # the reference point is of all three pairs
         two += ("--pairs_per_step", "3", "--objective", "posttrain.objectives:KTO")
-    runs.finish(recipe, tmp_path / "whole", *two)
+    runs.finish(recipe, tmp_path / "whole", *two, cold=True)
     process = runs.start(recipe, tmp_path / "cut", *two, cold=True)
     wait_for_steps(tmp_path / "cut", 4, process)
     process.kill()  # the parent alone: its children must not go on behind its back
